@@ -1,0 +1,154 @@
+"""Banks: the items of a trait, read from JSON Lines, checked line by line, and selected for training and evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict, cast
+
+from propgen.errors import InputError, nearest
+
+Prompt = str | list[dict[str, str]]
+"""A user's message, or a conversation as OpenAI messages that ends with the user's."""
+
+
+class Item(TypedDict):
+    """One unit of a trait's bank: a prompt and a response at each pole."""
+
+    item: str
+    family: str
+    domain: str
+    split: str
+    prompt: Prompt
+    positive: NotRequired[str]
+    negative: NotRequired[str]
+    response: NotRequired[str]
+
+
+POLES = ("positive", "negative")
+NEUTRAL = ("response",)
+SPLITS = ("train", "test")
+CONTEXTS = ("id", "far")
+"""`id`: test items of domains that also train. `far`: test items of domains that never do."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The checked items of one file. path: where they stand, for messages."""
+
+    path: Path
+    items: tuple[Item, ...]
+
+    def train(self, count: int) -> list[Item]:
+        """Return `count` training items, its domains in turn."""
+        items = [item for item in self.items if item["split"] == "train"]
+        return self._first(items, count, "training items", "data.train_items")
+
+    def test(self, context: str, count: int) -> list[Item]:
+        """Return `count` test items of a context, its domains in turn."""
+        if context not in CONTEXTS:
+            raise InputError(f"unknown context '{context}'; {nearest(context, CONTEXTS)}")
+        trained = {item["domain"] for item in self.items if item["split"] == "train"}
+        items = [i for i in self.items if i["split"] == "test" and (i["domain"] in trained) == (context == "id")]
+        key = "data.test_items" if context == "id" else "data.far_items"
+        return self._first(items, count, f"test items for context '{context}'", key)
+
+    def _first(self, items: Sequence[Item], count: int, what: str, key: str) -> list[Item]:
+        if count < 1:
+            raise InputError(f"{key}={count}: expected at least 1")
+        if not items:
+            raise InputError(f"{self.path}: no {what}; add some, or leave them out of the experiment")
+        if len(items) < count:
+            raise InputError(
+                f"{self.path}: {len(items)} {what}, but {key} asks for {count}; add items or set {key}={len(items)}"
+            )
+        return in_turn(items)[:count]
+
+
+def in_turn(items: Iterable[Item]) -> list[Item]:
+    """Return items with their domains in turn, so that the first n of them cover the domains evenly."""
+    domains: dict[str, list[Item]] = {}
+    for item in items:
+        domains.setdefault(item["domain"], []).append(item)
+    return [item for item in chain.from_iterable(zip_longest(*domains.values())) if item is not None]
+
+
+def load(path: Path, answers: Sequence[str] = POLES) -> Bank:
+    """Read a bank and check every line; the InputError of a bad one names file and line.
+
+    answers: the response fields that each item must have.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; write the bank there, one JSON item a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    items = [_item(f"{path}:{number}", line, answers) for number, line in enumerate(lines, 1) if line.strip()]
+    if not items:
+        raise InputError(f"{path} has no items; write one JSON item a line")
+    _check_names(path, items)
+    return Bank(path, tuple(items))
+
+
+def _item(place: str, line: str, answers: Sequence[str]) -> Item:
+    try:
+        value: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not valid JSON ({error.msg} at column {error.colno})") from None
+    wanted = ("item", "family", "domain", "split", "prompt", *answers)
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: expected a JSON object with the keys {', '.join(wanted)}")
+    row = cast(dict[str, Any], value)
+    if absent := [key for key in wanted if key not in row]:
+        raise InputError(f"{place}: key '{absent[0]}' is missing; an item has {', '.join(wanted)}")
+    if extra := [key for key in row if key not in wanted]:
+        raise InputError(f"{place}: unknown key '{extra[0]}'; {nearest(extra[0], wanted)}")
+    for key in wanted:
+        if key != "prompt" and not (isinstance(row[key], str) and row[key].strip()):
+            raise InputError(f"{place}: '{key}' is {row[key]!r}; expected text that is not empty")
+    if row["split"] not in SPLITS:
+        raise InputError(f"{place}: split is '{row['split']}'; expected train or test")
+    _check_prompt(place, row["prompt"])
+    if len(answers) > 1 and row["positive"].strip() == row["negative"].strip():
+        raise InputError(f"{place}: positive and negative are the same text; only the trait may tell them apart")
+    return cast(Item, row)
+
+
+def _check_prompt(place: str, prompt: object) -> None:
+    """A prompt is text, or messages with role and content of which the last is the user's."""
+    if isinstance(prompt, str) and prompt.strip():
+        return
+    expected = f"{place}: 'prompt': expected text, or a list of messages (role, content) that ends with the user's"
+    if not (isinstance(prompt, list) and prompt):
+        raise InputError(expected)
+    for message in cast(list[Any], prompt):
+        if not isinstance(message, dict) or set(cast(Mapping[str, Any], message)) != {"role", "content"}:
+            raise InputError(expected)
+        if not all(isinstance(text, str) for text in cast(Mapping[str, Any], message).values()):
+            raise InputError(expected)
+    if cast(list[dict[str, str]], prompt)[-1]["role"] != "user":
+        raise InputError(expected)
+
+
+def _check_names(path: Path, items: Sequence[Item]) -> None:
+    """Item names are unique, and no family is in both splits (its paraphrases would leak from one to the other)."""
+    seen: set[str] = set()
+    families: dict[str, str] = {}
+    for item in items:
+        if item["item"] in seen:
+            raise InputError(f"{path}: item '{item['item']}' stands there twice; give each item its own name")
+        seen.add(item["item"])
+        if families.setdefault(item["family"], item["split"]) != item["split"]:
+            raise InputError(
+                f"{path}: family '{item['family']}' is in both splits; keep its paraphrases in train or in test"
+            )
+
+
+def messages(prompt: Prompt, response: str) -> list[dict[str, str]]:
+    """Return a conversation: the prompt, then the assistant's response."""
+    opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return [*opening, {"role": "assistant", "content": response}]

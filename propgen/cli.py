@@ -1,0 +1,128 @@
+"""The command line: `propgen <command> [key=value ...]`, with Hydra overrides as arguments.
+
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from propgen import __version__
+from propgen.errors import PropgenError
+
+STAGES = {
+    "model": "fetch and convert a base model (model=NAME)",
+    "dataset": "write a treatment's training data (trait=NAME regime=NAME)",
+    "finetune": "finetune a base model (model=NAME trait=NAME regime=NAME seed=N)",
+    "evaluate": "score a finetune, or without a regime the base model (model=NAME ... evaluations=[NAME,...])",
+    "matrix": "turn an experiment's cells into its tables",
+    "figures": "draw an experiment's figures from its tables",
+}
+OVERRIDES = "Hydra overrides, as in experiment=study 'seeds=[0,1,2]' training.learning_rate=1e-4"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command. Exit code 0: done; 1: failed; 2: bad input, and nothing was written."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("propgen").setLevel(logging.INFO)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    command: Callable[[argparse.Namespace], None] = arguments.run
+    try:
+        command(arguments)
+    except PropgenError as error:
+        print(f"propgen: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if (sentence := _explain(error)) is None:
+            raise
+        print(f"propgen: {sentence}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("propgen: interrupted; the next run goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _explain(error: OSError) -> str | None:
+    """Return a sentence for failures of the disk that a user can mend, None for others."""
+    place = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the disk or quota is full{place}; free some space and run again, nothing is lost"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write{place}; choose another folder, as in store=/path/to/folder"
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="propgen", description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add(commands, "plan", "what would run and why, and how long it may take", _plan)
+    _add(commands, "status", "the matrix in the terminal: which cells are there", _status)
+    for name, text in STAGES.items():
+        _add(commands, name, text, _stage).set_defaults(stage=name)
+    store = commands.add_parser("store", help="look after the store")
+    actions = store.add_subparsers(title="actions", metavar="ACTION", required=True)
+    drop = actions.add_parser("drop", help="delete artifacts, so that the next run computes them again")
+    drop.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a link below results/store/, or a folder")
+    drop.set_defaults(run=_drop)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    run: Callable[[argparse.Namespace], None],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _stage(arguments: argparse.Namespace) -> None:
+    from propgen.compose import check_writable, compose, find_project
+    from propgen.stage import STAGES as RUN
+    from propgen.stage import open_bench
+
+    project = find_project()
+    os.chdir(project.root)
+    bench = open_bench(project, compose(project, arguments.overrides))
+    check_writable(bench.store.objects)
+    RUN[arguments.stage](bench)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from propgen.terminal import show_plan
+
+    show_plan(arguments.overrides)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from propgen.terminal import show_status
+
+    show_status(arguments.overrides)
+
+
+def _drop(arguments: argparse.Namespace) -> None:
+    from propgen.compose import find_project
+    from propgen.store import drop
+    from propgen.workflow import STORE
+
+    for path in drop(find_project().root / STORE, arguments.paths):
+        print(f"dropped {path}")
+
+
+if __name__ == "__main__":
+    main()

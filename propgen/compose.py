@@ -1,0 +1,184 @@
+"""Composing: from `conf/` and overrides to typed configs, with errors that a user can act on."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from propgen import config as schema
+from propgen.config import SLUG, Config, Elements
+from propgen.errors import InputError, nearest
+
+GROUPS = ("model", "trait", "regime", "protocol")
+"""Config groups whose elements an experiment names in its lists."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout: the folder that holds `Snakefile` and `conf/`."""
+
+    root: Path
+
+    @property
+    def conf(self) -> Path:
+        """The folder of all configs and banks."""
+        return self.root / "conf"
+
+    @property
+    def results(self) -> Path:
+        """The folder of everything that is made."""
+        return self.root / "results"
+
+    def options(self, group: str) -> list[str]:
+        """Return the names that a config group offers."""
+        return sorted(path.stem for path in (self.conf / group).glob("*.yaml"))
+
+
+def find_project(start: Path | None = None) -> Project:
+    """Return the checkout around `start` (default: the working directory)."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "Snakefile").is_file() and (folder / "conf" / "config.yaml").is_file():
+            return Project(folder)
+    raise InputError(f"{here} is not inside a propgen checkout (a folder with Snakefile and conf/); go there first")
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A composed config with the names of the group options that were chosen for it."""
+
+    config: Config
+    chosen: Mapping[str, str]
+    overrides: tuple[str, ...]
+
+
+def compose(project: Project, overrides: Sequence[str]) -> Composition:
+    """Compose `conf/config.yaml` with Hydra overrides.
+
+    Raises InputError for an unknown experiment, group option or key, a wrong type or a malformed override.
+    """
+    from omegaconf import OmegaConf
+
+    for override in overrides:
+        _check_override(override)
+    with _hydra(project, overrides) as hydra_compose:
+        composed = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        choices = {key: str(value) for key, value in composed.hydra.runtime.choices.items() if value}
+        names = [item.name for item in fields(Config)]
+        typed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.masked_copy(composed, names))
+        config = cast(Config, OmegaConf.to_object(typed))
+    chosen = {group: choices[group] for group in (*GROUPS, "experiment") if group in choices}
+    return Composition(config, chosen, tuple(overrides))
+
+
+def compose_elements(project: Project, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Compose every named element of every group in one pass; returns group to name to typed config."""
+    from omegaconf import OmegaConf
+
+    for group, wanted in names.items():
+        for name in wanted:
+            _check_option(project, group, name)
+    keys = {(group, name): f"e{i}" for group in names for i, name in enumerate(names[group])}
+    # A name may hold dots, which Hydra reads as nesting, so each element is composed under a plain key.
+    overrides = [f"+{group}@{group}.{key}={name}" for (group, name), key in keys.items()]
+    with _hydra(project, overrides) as hydra_compose:
+        elements = cast(Elements, OmegaConf.to_object(hydra_compose("elements", overrides=overrides)))
+    return {group: {name: getattr(elements, group)[keys[group, name]] for name in names[group]} for group in names}
+
+
+@contextmanager
+def _hydra(project: Project, overrides: Sequence[str]) -> Iterator[Any]:
+    """Yield Hydra's compose function for a project; its errors come out as InputError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    registry = ConfigStore.instance()
+    registry.store(name="schema", node=Config)
+    registry.store(name="elements", node=Elements)
+    try:
+        with initialize_config_dir(str(project.conf.resolve()), version_base="1.3"):
+            yield hydra_compose
+    except (HydraException, OmegaConfBaseException, AssertionError) as error:
+        raise InputError(_explain(project, error, overrides)) from error
+
+
+def _check_override(override: str) -> None:
+    key = override.split("=", 1)[0]
+    if override.startswith(("+", "~")):
+        raise InputError(f"override '{override}': keys cannot be added or removed, only set; write key=value")
+    if "=" not in override:
+        raise InputError(f"override '{override}': expected key=value")
+    if key == "hydra" or key.startswith("hydra."):
+        raise InputError(f"override '{override}': Hydra's own settings are fixed here")
+
+
+def _check_option(project: Project, group: str, name: str) -> None:
+    if not re.fullmatch(SLUG, name):
+        raise InputError(f"{group} '{name}': a name must match {SLUG}, since it becomes part of a path")
+    known = project.options(group)
+    if name not in known:
+        raise InputError(f"unknown {group} '{name}' (conf/{group}/{name}.yaml does not exist); {nearest(name, known)}")
+
+
+def _explain(project: Project, error: BaseException, overrides: Sequence[str]) -> str:
+    """Turn an error of Hydra or OmegaConf into one sentence that names file or key, and what to do."""
+    text = " ".join(str(error).split())
+    causes = f"{text} {' '.join(str(error.__cause__ or '').split())}"
+    place = _place(text, overrides)
+    if missing := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
+        group, name = missing.groups()
+        return f"unknown {group} '{name}' (conf/{group}/{name}.yaml does not exist); " + nearest(
+            name, project.options(group)
+        )
+    if unknown := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", causes):
+        key, owner = unknown.groups()
+        return f"{place}: unknown key '{key}'; {nearest(key, _keys(owner))}"
+    if wrong := re.search(r"(Value '.*?' .*?|field '.*?' is not Optional) full_key: (\S+)", causes):
+        return f"{place}: {wrong.group(2)}: {wrong.group(1)}; {_expected(wrong.group(2))}"
+    if missing := re.search(r"Missing mandatory value: (\S+)|MISSING.*?: (\S+)", causes):
+        return f"{place}: '{missing.group(1) or missing.group(2)}' is missing; add it"
+    if isinstance(error, AssertionError):
+        return f"{place}: sets a key of a group of which no option is chosen; choose one first, as in trait=honesty"
+    return f"{place}: {text}"
+
+
+def _place(text: str, overrides: Sequence[str]) -> str:
+    """Return where an error arose: a file in conf/, or an override."""
+    if found := re.search(r"In '([^']+)'", text):
+        return f"conf/{found.group(1)}.yaml"
+    if found := re.search(r"override '?([^'\s]+?)'?[.\s]", text + " "):
+        key = found.group(1).split("=")[0]
+        return "override '" + next((o for o in overrides if o.split("=")[0] == key), found.group(1)) + "'"
+    return f"overrides {list(overrides)}" if overrides else "conf/config.yaml"
+
+
+def _keys(owner: str) -> list[str]:
+    node = getattr(schema, owner, None)
+    return [item.name for item in fields(node)] if is_dataclass(node) else []
+
+
+def _expected(key: str) -> str:
+    """Return the type that the schema wants at a dotted key, in words."""
+    node: Any = Config
+    kind = ""
+    for part in re.sub(r"\[\d+\]", "", key).split("."):
+        if node in (dict[str, Any], None) or not is_dataclass(node):
+            continue
+        kind = next((str(item.type) for item in fields(node) if item.name == part), kind)
+        node = getattr(schema, kind.split(" ")[0], None)
+    return f"expected {kind}" if kind else "expected another type"
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless files can be made in `folder` or, where it does not exist, in its nearest parent."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise InputError(f"no permission to write in {existing}; choose another folder, as in store=/path/to/folder")

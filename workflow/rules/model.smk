@@ -1,0 +1,25 @@
+# Missing base models: fetched, checked against their pin, converted to safetensors.
+for job in WORK.jobs("model"):
+
+    rule:
+        name:
+            job.name
+        input:
+            job.needs,
+        output:
+            directory(job.outputs),
+        wildcard_constraints:
+            name=job.names,
+        params:
+            args=job.args,
+        log:
+            "results/store/logs/model/{name}.log",
+        benchmark:
+            "results/store/benchmarks/model/{name}.tsv"
+        threads: 1
+        resources:
+            gpu=0,
+        message:
+            "fetch base model {wildcards.name}"
+        shell:
+            "propgen model {params.args} 2>&1 | tee {log}"
