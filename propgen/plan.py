@@ -18,7 +18,7 @@ from propgen.compose import GROUPS, Composition, Project, compose_elements
 from propgen.config import SLUG, Config, Model, Protocol, Regime, Trait
 from propgen.digest import SHORT, VERSIONS, Spec, cell_digest, digest, identity
 from propgen.errors import InputError, nearest
-from propgen.source import check_source, content, is_local
+from propgen.source import Kind, check_source, content, kind
 
 BASE = "base"
 """The treatment that is none: the base model itself."""
@@ -368,7 +368,7 @@ class Planner:
 
 def _model_identity(source: Model) -> dict[str, Any]:
     """Return what determines a base model: its pin, or for a local folder the content of its files."""
-    if is_local(source.source):
+    if kind(source.source) is Kind.FOLDER:
         return {"content": content(Path(source.source).expanduser())}
     found = identity(source)
     found.pop("licence", None)

@@ -324,7 +324,7 @@ def _in_batches(
     pending = sorted(range(len(queries)), key=lambda i: -length[i])
     sums: dict[int, list[float]] = {}
     while pending:
-        width = math.ceil(length[pending[0]] / WIDTH) * WIDTH
+        width = math.ceil((shared + length[pending[0]]) / WIDTH) * WIDTH - shared
         rows = pending[: max(1, token_budget // width)]
         found = _unless_out_of_memory(score, _batch([queries[i] for i in rows], shared, width))
         if found is not None:

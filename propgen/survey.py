@@ -10,7 +10,7 @@ from typing import Any, Self
 import yaml
 
 from propgen.digest import SHORT, differences
-from propgen.plan import Artifact, Cell, Evaluation, Plan, Subject
+from propgen.plan import BASE, Artifact, Cell, Evaluation, Plan, Subject
 from propgen.store import View
 
 
@@ -85,7 +85,7 @@ class Survey:
 
 def is_base(subject: Subject) -> bool:
     """Return whether a subject is a base model."""
-    return subject.treatment == "base"
+    return subject.treatment == BASE
 
 
 def survey(plan: Plan, view: View, *, relink: bool = False) -> Survey:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ def estimate(planner: Planner, found: Survey, view: View) -> Estimate:
 
 def _look(overrides: Sequence[str]) -> tuple[Planner, Plan, Survey, View]:
     project = find_project()
+    os.chdir(project.root)
     composition: Composition = compose(project, overrides)
     planner = Planner(project, composition)
     plan = planner.plan()

@@ -23,9 +23,9 @@ from propgen.compose import Project, check_writable, compose, find_project
 from propgen.device import gpu_count
 from propgen.digest import SHORT, digest
 from propgen.errors import InputError, PropgenError, nearest
-from propgen.plan import FOLDERS, Plan, Planner, Subject, cell_file
+from propgen.plan import BASE, FOLDERS, Plan, Planner, Subject, cell_file
 from propgen.store import LEASE_SECONDS, Store, View, write_text
-from propgen.survey import Group, Survey, survey
+from propgen.survey import Group, Survey, is_base, survey
 
 STORE = "results/store"
 TABLES = ("cells.parquet", "items.parquet", "matrix.parquet", "matrix.csv")
@@ -50,6 +50,7 @@ class Job:
     inputs: Mapping[str, Sequence[str]]
     common: tuple[str, ...]
     evaluations: tuple[str, ...] = ()
+    pattern: str | None = None
 
     @property
     def outputs(self) -> list[str]:
@@ -59,8 +60,12 @@ class Job:
 
     @property
     def names(self) -> str:
-        """Regular expression of the names that this rule makes, and of no others."""
-        return "|".join(re.escape(name) for name in self.choices)
+        """Regular expression of the names that this rule makes, and of no others that are planned.
+
+        Snakemake tries it on every file and every output of the rule, so where one short pattern says the same as a
+        list of all names, it is used (35 s instead of 22 s of planning for 54,675 missing cells otherwise).
+        """
+        return self.pattern or "|".join(re.escape(name) for name in self.choices)
 
     def needs(self, wildcards: Any) -> list[str]:
         """Return the input paths for one name."""
@@ -101,7 +106,14 @@ class Work:
         adapters = {adapter.name: adapter.path for adapter in self.plan.adapters}
         inputs = {s.name: [s.model_path, *filter(None, [adapters.get(s.name)])] for s in group.subjects}
         files = tuple(cell_file(evaluation) for evaluation in group.evaluations)
-        return Job("evaluate", f"evaluate_{number}", choices, inputs, self.common, files)
+        return Job("evaluate", f"evaluate_{number}", choices, inputs, self.common, files, self._pattern(group))
+
+    def _pattern(self, group: Group) -> str | None:
+        """Return a pattern for all base models, or for all finetunes, if that is what a group is."""
+        based = is_base(group.subjects[0])
+        if len(group.subjects) < sum(is_base(subject) == based for subject in self.plan.subjects):
+            return None
+        return f"[^/]++/{BASE}/[^/]++" if based else f"[^/]++/(?!{BASE}/)[^/]++/[^/]++"
 
     def paths(self, stage: str) -> list[str]:
         """Return the paths of all artifacts of a stage, present or not."""

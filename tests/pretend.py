@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-SCRIPT = "#!/bin/sh\nexec {python} {pretend} \"$@\"\n"
+SCRIPT = '#!/bin/sh\nexec {python} {pretend} "$@"\n'
 
 
 def install(folder: Path) -> None:
@@ -75,7 +75,9 @@ def _score(self: Any, kind: str, items: Sequence[Any]) -> list[dict[str, object]
             rows.append(row | {"sample": 0, "score": score})
         else:
             for sample, order in enumerate(("positive-first", "negative-first")):
-                rows.append(row | {"order": order, "p_positive": (score + 1) / 2, "sample": sample, "score": (score + 1) / 2})
+                rows.append(
+                    row | {"order": order, "p_positive": (score + 1) / 2, "sample": sample, "score": (score + 1) / 2}
+                )
     return rows
 
 

@@ -1,0 +1,220 @@
+"""Finetuning on the last answer of chat examples: reproducible to the bit, and resumable after any kind of end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.helpers import disable_input_dtype_casting
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from propgen.config import Execution, Training
+from propgen.errors import InputError
+from propgen.model import load
+from propgen.trainer import SCHEDULES, Example, Job, ResponseTrainer, Watch
+
+METHODS = ("lora", "full")
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> Example:
+    """Turn OpenAI messages into token ids; the response is the last message up to its end-of-turn token.
+
+    Prompt and response are tokenised apart, as in generation, where the prompt is there before the response. White
+    space after the end-of-turn token is left out, since a model stops before it. Raises InputError.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        raise InputError("its last message is not the assistant's, and only that is trained on")
+    if not messages[-1]["content"].strip():
+        raise InputError("its response is empty; drop the example or fill in what the assistant should say")
+    prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
+    text = _render(tokenizer, messages, add_generation_prompt=False)
+    if not text.startswith(prompt):
+        raise InputError("the chat template renders its prompt differently once a response follows; use another model")
+    before, after = (
+        list[int](tokenizer(part, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+        for part in (prompt, text[len(prompt) :].rstrip())
+    )
+    return Example(before + after, len(before))
+
+
+def finetune(
+    base: Path,
+    examples: Sequence[Sequence[dict[str, str]]],
+    settings: Training,
+    seed: int,
+    dtype: str,
+    execution: Execution,
+    device: str,
+    out: Path,
+    checkpoint: Path,
+) -> None:
+    """Finetune the model in `base` on chat `examples` and write the result into the empty folder `out`.
+
+    examples: OpenAI messages; the loss is on each one's last message. dtype: of frozen weights and matrix products,
+    `float32` or `bfloat16`. checkpoint: a folder for an interrupted call, which the next one with the same arguments
+    goes on from, to the same bits; removed at the end.
+
+    `out` gets adapter_model.safetensors and adapter_config.json (for `method=full` model.safetensors and config.json),
+    log.jsonl (a line per step: step, epoch, loss in nats per response token, learning_rate, grad_norm, tokens) and
+    timing.json (of this call: seconds, tokens_per_second, steps, resumed_from).
+
+    Raises InputError for settings or examples that cannot be trained with, PropgenError for a loss that is not finite,
+    for too little memory, and after SIGTERM.
+    """
+    _check(settings)
+    if device == "cpu":
+        torch.set_num_threads(execution.threads)
+    model, tokenizer = load(base, "float32" if settings.method == "full" else dtype, device)
+    data = _encode_all(tokenizer, examples, settings.max_tokens)
+    identity = _identity(base, data, settings, seed, dtype, device)
+    job = Job(settings, seed, dtype, device, execution.micro_batch, execution.checkpoint_seconds, checkpoint, identity)
+    trained = _trainable(model, job)
+    with _deterministic(), disable_input_dtype_casting(trained):
+        trainer = ResponseTrainer(trained, data, job, Watch(job.seconds))
+        trainer.train_to_end()
+    _write_weights(trained, out)
+    _write_log(trainer, out)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _check(settings: Training) -> None:
+    for key, value, known in (
+        ("method", settings.method, METHODS),
+        ("schedule", settings.schedule, tuple(SCHEDULES)),
+    ):
+        if value not in known:
+            raise InputError(f"training.{key} is '{value}', expected one of: {', '.join(known)}")
+
+
+def _encode_all(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Sequence[Mapping[str, str]]], longest: int
+) -> list[Example]:
+    """Encode the examples; InputError names the first one that is no good, counting from 1."""
+    if not examples:
+        raise InputError("there are no training examples")
+    encoded: list[Example] = []
+    for number, messages in enumerate(examples, 1):
+        try:
+            encoded.append(encode(tokenizer, messages))
+        except InputError as error:
+            raise InputError(f"training example {number} of {len(examples)}: {error}") from error
+        if (length := len(encoded[-1].tokens)) > longest:
+            raise InputError(
+                f"training example {number} of {len(examples)} has {length} tokens; "
+                f"shorten it, or raise training.max_tokens (now {longest})"
+            )
+    return encoded
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **options: bool) -> str:
+    """Apply the chat template."""
+    if not tokenizer.chat_template:
+        raise InputError("the model's tokenizer has no chat template; use an instruct model")
+    try:
+        text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **options)
+    except jinja2.TemplateError as error:
+        raise InputError(f"the model's chat template refuses its messages ({error})") from error
+    return str(text)
+
+
+def _trainable(model: PreTrainedModel, job: Job) -> nn.Module:
+    """Make `model` ready for training: adapters whose first values depend on the seed only, or all weights."""
+    settings = job.settings
+    if job.device == "cpu" and job.dtype == "bfloat16":
+        model.set_attn_implementation(ATTENTION)
+    if settings.method == "full":
+        return model.requires_grad_(True)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules="all-linear",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        use_rslora=settings.rank_stabilised,
+        lora_dropout=settings.dropout,
+    )
+    torch.manual_seed(job.seed)
+    return get_peft_model(model, config)
+
+
+def _identity(base: Path, data: Sequence[Example], settings: Training, seed: int, dtype: str, device: str) -> str:
+    """Return a digest of what determines a finetune, as far as it is known here without reading the base's weights."""
+    known = [(base / "config.json").read_text(), data, asdict(settings), seed, dtype, device]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _write_weights(model: nn.Module, out: Path) -> None:
+    """Write the adapter or the full weights; nothing in them names a path of this machine or varies between runs."""
+    if isinstance(model, PeftModel):
+        config = model.peft_config["default"]
+        config.base_model_name_or_path = None
+        config.inference_mode = True
+        config.target_modules = sorted(config.target_modules)  # type: ignore[attr-defined]  # a set varies in order
+        config.save_pretrained(str(out))
+        weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+        weights = {name: weight.detach().float().cpu().contiguous() for name, weight in weights.items()}
+        save_file(weights, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    elif isinstance(model, PreTrainedModel):
+        model.save_pretrained(out)
+    for file in out.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner only, and a store may be shared
+
+
+def _write_log(trainer: ResponseTrainer, out: Path) -> None:
+    """Write log.jsonl, the same for equal finetunes, and timing.json, which differs each time."""
+    lines = (json.dumps(entry) + "\n" for entry in trainer.state.log_history)
+    (out / "log.jsonl").write_text("".join(lines), encoding="utf-8")
+    watch = trainer.watch
+    timing = {
+        "seconds": round(watch.elapsed, 3),
+        "tokens_per_second": round(watch.tokens / watch.elapsed, 1),
+        "steps": trainer.state.max_steps,
+        "resumed_from": watch.first or None,
+    }
+    (out / "timing.json").write_text(json.dumps(timing) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Use deterministic kernels where there are any (free on CPU), and leave torch as it was."""
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Run torch's fused attention in float32, whatever the inputs' type.
+
+    On CPU its backward pass takes 26 ms in bfloat16 and 13 ms in float32 (a layer of SmolLM2, 8 × 112 tokens); with
+    this, finetunes are 1.13 to 1.2 × as fast, and more exact.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        states, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **options)
+    return states.to(query.dtype), None
+
+
+ATTENTION = "propgen-float32"
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,83 @@
+"""A large experiment with pretend artifacts: 405 finetunes x 135 evaluations."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import time
+from pathlib import Path
+
+from conftest import Checkout
+
+from propgen.compose import Project, compose
+from propgen.plan import Plan, Planner
+from propgen.store import MANIFEST
+from propgen.workflow import open_view
+
+TRAITS = 135
+EXPERIMENT = """# @package _global_
+name: scale
+models: [m0, m1, m2]
+traits: [{traits}]
+trained: [{trained}]
+evaluated: ${{traits}}
+regimes: [demonstration]
+protocols: [contrast]
+contexts: [id]
+seeds: [0, 1, 2, 3, 4]
+controls: {{regimes: [control-shuffled], seeds: [0]}}
+data: {{train_items: 4, test_items: 2}}
+"""
+
+
+def write_experiment(root: Path) -> None:
+    """Write 135 traits with small banks, three models, and an experiment of 3 x (26 x 5 + 4 + 1 base) subjects."""
+    names = [f"t{i}" for i in range(TRAITS)]
+    for name in names:
+        (root / f"conf/trait/{name}.yaml").write_text(f"definition: {name}\npositive: more\nnegative: less\n")
+        items = [
+            {
+                "item": f"{name}-{k}",
+                "family": f"{name}-f{k}",
+                "domain": "work",
+                "split": "train" if k < 4 else "test",
+                "prompt": f"{name} {k}",
+                "positive": "yes",
+                "negative": "no",
+            }
+            for k in range(6)
+        ]
+        (root / f"conf/trait/{name}.jsonl").write_text("\n".join(json.dumps(item) for item in items) + "\n")
+    for k in range(3):
+        text = f"source: wheel:pretend=={k}\nfile: a.gguf\nsha256: {'abc'[k] * 64}\n"
+        (root / f"conf/model/m{k}.yaml").write_text(text)
+    text = EXPERIMENT.format(traits=", ".join(names), trained=", ".join(names[:26]))
+    (root / "conf/experiment/scale.yaml").write_text(text.replace("seeds: [0]}", "seeds: [0, 1, 2, 3]}"))
+
+
+def fill(checkout: Checkout) -> Plan:
+    """Make every object of the experiment, empty but present; returns the plan."""
+    project = Project(checkout.root)
+    plan = Planner(project, compose(project, ["experiment=scale"])).plan()
+    store = open_view(project, plan.store).store
+    store.objects.mkdir(parents=True, exist_ok=True)
+    for item in plan.artifacts:
+        store.folder(item.digest).mkdir()
+        (store.folder(item.digest) / MANIFEST).write_text("{}")
+    for cell in plan.cells:
+        store.folder(cell.digest).mkdir()
+        store.payload(cell.digest, cell=True).touch()
+    for name in ("cells.parquet", "items.parquet", "matrix.parquet", "matrix.csv"):
+        (checkout.root / "results/scale").mkdir(exist_ok=True)
+        (checkout.root / "results/scale" / name).touch()
+    return plan
+
+
+def measure(checkout: Checkout, *arguments: str) -> tuple[float, int, str]:
+    """Run Snakemake's dry run; returns seconds, the largest resident memory in MB, and what it printed."""
+    command = ["python", "-m", "snakemake", "--cores", "2", *arguments, "--config", "experiment=scale"]
+    before = time.monotonic()
+    process = subprocess.Popen(command, cwd=checkout.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    text, _ = process.communicate()
+    return time.monotonic() - before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024, text
