@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from propgen import inference
+from propgen.digest import canonical
 from propgen.errors import PropgenError
 from propgen.inference import Arm, Effect
 from propgen.plan import BASE, Cell, Plan, Treatment
@@ -69,7 +70,7 @@ def tabulate(plan: Plan, view: View, *, partial: bool = False) -> Tables:
 def write_tables(folder: Path, tables: Tables) -> None:
     """Write the tables, each replaced in one step."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"propgen": pl.Series([tables.about]).struct.json_encode()[0]}
+    about = {"propgen": canonical(tables.about).decode()}
     parquet: Mapping[str, Frame] = {"cells": tables.cells, "items": tables.items, "matrix": tables.matrix}
     for name, frame in parquet.items():
         _replace(folder / f"{name}.parquet", lambda path, f=frame: f.write_parquet(path, metadata=about))
@@ -225,8 +226,9 @@ def _arms(reads: Sequence[Read]) -> dict[tuple[str, str, str], Arm]:
     for key, members in found.items():
         tables = [_by_item(read.rows) for read in members]
         scores = np.stack([table["score"].cast(pl.Float64).to_numpy() for table in tables])
-        seeds = tuple(read.cell.subject.seed for read in members)
-        arms[key] = Arm(members[0].cell, seeds, scores, tables[0]["family"].to_list())
+        answering = np.isfinite(scores).sum(axis=1) > 0
+        seeds = tuple(read.cell.subject.seed for read, answers in zip(members, answering, strict=True) if answers)
+        arms[key] = Arm(members[0].cell, seeds, scores[answering], tables[0]["family"].to_list())
     return arms
 
 
@@ -242,7 +244,7 @@ def _own(arms: Mapping[Any, Arm], arm: Arm, treatment: Treatment, reference: str
 def _statistics(
     effect: Effect, arm: Arm, against: Arm, base: Arm | None, own: tuple[Arm, Arm] | None, level: float
 ) -> dict[str, object]:
-    deviation = float(np.nanstd(np.nanmean(base.scores, axis=0), ddof=1)) if base and base.scores.shape[1] > 1 else 0.0
+    deviation = _item_deviation(base)
     transfer = inference.transfer((arm, against), own, level) if own else inference.NO_TRANSFER
     return {
         **{key: value for key, value in asdict(effect).items() if key != "df"},
@@ -252,9 +254,15 @@ def _statistics(
         "tau": transfer.tau,
         "tau_low": transfer.low,
         "tau_high": transfer.high,
-        "effect_std": effect.effect / deviation if deviation > SMALLEST_SD else None,
+        "effect_std": effect.effect / deviation if effect.effect is not None and deviation > SMALLEST_SD else None,
         "gate": None,
     }
+
+
+def _item_deviation(base: Arm | None) -> float:
+    """Return the standard deviation of the base model's items, 0 where it is not known."""
+    scores = base.item_means[np.isfinite(base.item_means)] if base else np.empty(0)
+    return float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
 
 
 def _with_q(frame: Frame) -> Frame:

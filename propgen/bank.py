@@ -57,13 +57,11 @@ class Bank:
         return self._first(items, count, f"test items for context '{context}'", key)
 
     def _first(self, items: Sequence[Item], count: int, what: str, key: str) -> list[Item]:
-        if count < 1:
-            raise InputError(f"{key}={count}: expected at least 1")
         if not items:
             raise InputError(f"{self.path}: no {what}; add some, or leave them out of the experiment")
         if len(items) < count:
             raise InputError(
-                f"{self.path}: {len(items)} {what}, but {key} asks for {count}; add items or set {key}={len(items)}"
+                f"{self.path}: {len(items)} {what}, but {count} are asked for; add items or choose a smaller {key}"
             )
         return in_turn(items)[:count]
 
@@ -82,7 +80,7 @@ def load(path: Path, answers: Sequence[str] = POLES) -> Bank:
     answers: the response fields that each item must have.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # no other sign ends a line of JSON
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; write the bank there, one JSON item a line") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -113,6 +111,10 @@ def _item(place: str, line: str, answers: Sequence[str]) -> Item:
     if row["split"] not in SPLITS:
         raise InputError(f"{place}: split is '{row['split']}'; expected train or test")
     _check_prompt(place, row["prompt"])
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: half a character (a lone surrogate) in its text; write it whole") from error
     if len(answers) > 1 and row["positive"].strip() == row["negative"].strip():
         raise InputError(f"{place}: positive and negative are the same text; only the trait may tell them apart")
     return cast(Item, row)

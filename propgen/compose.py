@@ -13,6 +13,7 @@ from typing import Any, cast
 from propgen import config as schema
 from propgen.config import SLUG, Config, Elements
 from propgen.errors import InputError, nearest
+from propgen.limits import check_values
 
 GROUPS = ("model", "trait", "regime", "protocol")
 """Config groups whose elements an experiment names in its lists."""
@@ -60,18 +61,20 @@ class Composition:
 def compose(project: Project, overrides: Sequence[str]) -> Composition:
     """Compose `conf/config.yaml` with Hydra overrides.
 
-    Raises InputError for an unknown experiment, group option or key, a wrong type or a malformed override.
+    Raises InputError for an unknown experiment, group option or key, a wrong type, a value that cannot be, or a
+    malformed override.
     """
     from omegaconf import OmegaConf
 
     for override in overrides:
-        _check_override(override)
+        _check_override(project, override)
     with _hydra(project, overrides) as hydra_compose:
         composed = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
         choices = {key: str(value) for key, value in composed.hydra.runtime.choices.items() if value}
         names = [item.name for item in fields(Config)]
         typed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.masked_copy(composed, names))
         config = cast(Config, OmegaConf.to_object(typed))
+    check_values(config)
     chosen = {group: choices[group] for group in (*GROUPS, "experiment") if group in choices}
     return Composition(config, chosen, tuple(overrides))
 
@@ -99,6 +102,7 @@ def _hydra(project: Project, overrides: Sequence[str]) -> Iterator[Any]:
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     registry = ConfigStore.instance()
     registry.store(name="schema", node=Config)
@@ -106,18 +110,20 @@ def _hydra(project: Project, overrides: Sequence[str]) -> Iterator[Any]:
     try:
         with initialize_config_dir(str(project.conf.resolve()), version_base="1.3"):
             yield hydra_compose
-    except (HydraException, OmegaConfBaseException, AssertionError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, AssertionError, ValueError) as error:
         raise InputError(_explain(project, error, overrides)) from error
 
 
-def _check_override(override: str) -> None:
-    key = override.split("=", 1)[0]
+def _check_override(project: Project, override: str) -> None:
+    key, equals, value = (part.strip() for part in override.partition("="))
     if override.startswith(("+", "~")):
         raise InputError(f"override '{override}': keys cannot be added or removed, only set; write key=value")
-    if "=" not in override:
+    if not (key and equals):
         raise InputError(f"override '{override}': expected key=value")
-    if key == "hydra" or key.startswith("hydra."):
+    if re.match(r"hydra\b", key):
         raise InputError(f"override '{override}': Hydra's own settings are fixed here")
+    if re.fullmatch(r"\w+", key) and (project.conf / key).is_dir() and not value.startswith("{"):
+        _check_option(project, key, value.strip("\"'"))
 
 
 def _check_option(project: Project, group: str, name: str) -> None:
@@ -129,35 +135,57 @@ def _check_option(project: Project, group: str, name: str) -> None:
 
 
 def _explain(project: Project, error: BaseException, overrides: Sequence[str]) -> str:
-    """Turn an error of Hydra or OmegaConf into one sentence that names file or key, and what to do."""
+    """Turn an error of Hydra, OmegaConf or PyYAML into one sentence that names file or key, and what to do."""
     text = " ".join(str(error).split())
     causes = f"{text} {' '.join(str(error.__cause__ or '').split())}"
-    place = _place(text, overrides)
-    if missing := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
-        group, name = missing.groups()
-        return f"unknown {group} '{name}' (conf/{group}/{name}.yaml does not exist); " + nearest(
-            name, project.options(group)
-        )
+    place = _place(project, error, causes, overrides)
+    if problem := getattr(error, "problem", None):
+        return f"{place}: not valid YAML: {problem}"
+    if absent := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
+        group, name = absent.groups()
+        known = nearest(name, project.options(group))
+        return f"unknown {group} '{name}' (conf/{group}/{name}.yaml does not exist); {known}"
     if unknown := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", causes):
         key, owner = unknown.groups()
+        if key == "experiment" and place.startswith("conf/experiment/"):
+            return f"{place}: its first line must be '# @package _global_'"
         return f"{place}: unknown key '{key}'; {nearest(key, _keys(owner))}"
-    if wrong := re.search(r"(Value '.*?' .*?|field '.*?' is not Optional) full_key: (\S+)", causes):
-        return f"{place}: {wrong.group(2)}: {wrong.group(1)}; {_expected(wrong.group(2))}"
-    if missing := re.search(r"Missing mandatory value: (\S+)|MISSING.*?: (\S+)", causes):
-        return f"{place}: '{missing.group(1) or missing.group(2)}' is missing; add it"
+    if missing := re.search(r"missing mandatory value: (\S+)", causes):
+        return f"{place}: '{missing.group(1)}' is missing; add it"
+    if wrong := re.search(r"(?:.*composing config: |Error merging override \S+ )?(.*) full_key: (\S+)", causes):
+        return f"{place}: {_own(wrong.group(2))}: {wrong.group(1).rstrip('.')}; {_expected(wrong.group(2))}"
     if isinstance(error, AssertionError):
         return f"{place}: sets a key of a group of which no option is chosen; choose one first, as in trait=honesty"
     return f"{place}: {text}"
 
 
-def _place(text: str, overrides: Sequence[str]) -> str:
+def _place(project: Project, error: BaseException, causes: str, overrides: Sequence[str]) -> str:
     """Return where an error arose: a file in conf/, or an override."""
-    if found := re.search(r"In '([^']+)'", text):
+    if mark := getattr(error, "problem_mark", None):  # of a file that is not YAML
+        return f"{Path(mark.name).relative_to(project.root.resolve())}:{mark.line + 1}"
+    if found := re.search(r"In '([^']+)'", causes):
         return f"conf/{found.group(1)}.yaml"
-    if found := re.search(r"override '?([^'\s]+?)'?[.\s]", text + " "):
-        key = found.group(1).split("=")[0]
-        return "override '" + next((o for o in overrides if o.split("=")[0] == key), found.group(1)) + "'"
-    return f"overrides {list(overrides)}" if overrides else "conf/config.yaml"
+    named = re.search(r"(?:override '?|full_key: )([^'\s=]+)", causes)
+    key = named.group(1).rstrip(".") if named else ""
+    for override in overrides:
+        if override.partition("=")[0] == key or override in causes or override == getattr(error, "override", None):
+            return f"override '{override}'"
+    return _file(key, overrides) or f"overrides {list(overrides)}"
+
+
+def _file(key: str, overrides: Sequence[str]) -> str | None:
+    """Return the file that ought to set a key: its group's option, or else the experiment."""
+    chosen = dict(override.lstrip("+").split("=", 1) for override in overrides)
+    group, _, rest = key.partition(".")
+    element = chosen.get(f"{group}@{group}.{rest.partition('.')[0]}", chosen.get(group))
+    if element and rest:
+        return f"conf/{group}/{element}.yaml"
+    return f"conf/experiment/{chosen['experiment']}.yaml" if key and "experiment" in chosen else None
+
+
+def _own(key: str) -> str:
+    """Return a key as its file spells it: without the plain name under which an element is composed."""
+    return re.sub(r"^\w+\.e\d+\.", "", key)
 
 
 def _keys(owner: str) -> list[str]:
@@ -180,5 +208,7 @@ def _expected(key: str) -> str:
 def check_writable(folder: Path) -> None:
     """Raise InputError unless files can be made in `folder` or, where it does not exist, in its nearest parent."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file; choose another folder, as in store=/path/to/folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"no permission to write in {existing}; choose another folder, as in store=/path/to/folder")

@@ -23,8 +23,8 @@ def write(folder: Path, name: str, examples: Sequence[Example]) -> None:
 
 def read(folder: Path) -> list[list[dict[str, str]]]:
     """Return the conversations of a dataset, in order."""
-    lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["messages"] for line in lines]
+    lines = (folder / FILE).read_text(encoding="utf-8").split("\n")  # no other sign ends a line of JSON
+    return [json.loads(line)["messages"] for line in lines if line]
 
 
 def card(name: str, examples: Sequence[Example]) -> str:

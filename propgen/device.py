@@ -6,21 +6,28 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from propgen.errors import InputError, PropgenError
 
+DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
 
 
 def gpu_count() -> int:
     """Return how many NVIDIA GPUs this machine shows, without loading anything."""
+    return len(_visible_gpus())
+
+
+def _visible_gpus() -> list[str]:
+    """Return the visible GPUs as CUDA_VISIBLE_DEVICES names them; CUDA ignores what follows a -1."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if visible is None:
+        return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+    return list(takewhile(lambda device: device not in ("", "-1"), map(str.strip, visible.split(","))))
 
 
 @contextlib.contextmanager
@@ -29,8 +36,8 @@ def take(device: str, threads: int) -> Iterator[str]:
 
     Must be entered before torch looks for GPUs, since it chooses through CUDA_VISIBLE_DEVICES.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"execution.device={device}: expected auto, cpu or cuda")
+    if device not in DEVICES:
+        raise InputError(f"execution.device={device}: expected one of {', '.join(DEVICES)}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     count = gpu_count()
     if device == "cpu" or (device == "auto" and not count):
@@ -46,11 +53,9 @@ def take(device: str, threads: int) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _free_gpu() -> Iterator[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    indices = [i.strip() for i in visible.split(",")] if visible else [str(i) for i in range(gpu_count())]
     folder = Path(tempfile.gettempdir()) / f"propgen-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    for index in indices:
+    for index in _visible_gpus():
         lock = FileLock(folder / index)
         try:
             lock.acquire(timeout=0)

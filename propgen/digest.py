@@ -50,10 +50,15 @@ def identity(config: object) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for item in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
-        later = item.metadata.get("later", False) and value == item.default
+        later = item.metadata.get("later", False) and value == _default(item)
         if value not in ("auto", None) and not later:
             values[item.name] = value
     return values
+
+
+def _default(item: dataclasses.Field[Any]) -> object:
+    made = item.default_factory
+    return item.default if made is dataclasses.MISSING else made()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from propgen.plan import Cell
+from propgen.plan import BASE, Cell
 
 POWER = 0.8
 ALPHA = 0.05
@@ -28,7 +28,8 @@ ALPHA = 0.05
 class Arm:
     """All seeds of a treatment (or control, or the base) under one evaluation.
 
-    scores: seeds x items, NaN where an item could not be scored. families: of the items.
+    scores: seeds x items, NaN where an item could not be scored; every seed scored one at least, so that a finetune
+    which answered nothing is no seed. families: of the items.
     """
 
     cell: Cell
@@ -39,19 +40,35 @@ class Arm:
     @property
     def means(self) -> NDArray[np.float64]:
         """Mean score of each seed over the items that it scored."""
-        return np.nanmean(self.scores, axis=1)
+        return _means(self.scores, axis=1)
+
+    @property
+    def item_means(self) -> NDArray[np.float64]:
+        """Mean score of each item over the seeds that scored it; NaN where none did."""
+        return _means(self.scores, axis=0)
+
+
+def _means(scores: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    counts = np.isfinite(scores).sum(axis=axis)
+    return np.divide(np.nansum(scores, axis=axis), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference of two arms in score units. None: not estimable with these seeds."""
+    """A difference of two arms in score units. None: not estimable with these seeds.
 
-    effect: float
+    mde: smallest effect that the test behind `p` finds with power .8; None where there is no test.
+    """
+
+    effect: float | None
     se: float | None
     ci_low: float | None
     ci_high: float | None
     p: float | None
     mde: float | None
+
+
+NO_EFFECT = Effect(None, None, None, None, None, None)
 
 
 class Transfer(NamedTuple):
@@ -70,8 +87,11 @@ def effect(treated: Arm, control: Arm, level: float) -> Effect:
 
     An arm with one seed borrows the other arm's seed variance (Crawford & Howell 1998): its interval is exploratory and
     it gets no p-value. With one seed in both arms there is no interval. The base model has no seeds: its arm counts as
-    fixed. The test uses df = min(T, C, F) - 1, since Satterthwaite's is liberal in the tail.
+    fixed. The test uses df = min(T, C, F) - 1, since Satterthwaite's is liberal in the tail. An arm without seeds gives
+    no effect.
     """
+    if not (treated.seeds and control.seeds):
+        return NO_EFFECT
     difference = float(treated.means.mean() - control.means.mean())
     parts = _variances(treated, control)
     if parts is None:
@@ -81,9 +101,11 @@ def effect(treated: Arm, control: Arm, level: float) -> Effect:
     df = satterthwaite(parts)
     half = float(stats.t.ppf((1 + level) / 2, df)) * se
     tested = all(len(arm.seeds) > 1 or _is_base(arm) for arm in (treated, control))
+    if not tested or se == 0:
+        return Effect(difference, se, difference - half, difference + half, None, None)
     test_df = min(part.df for part in parts)
-    p = float(2 * stats.t.sf(abs(difference) / se, test_df)) if tested and se > 0 else None
-    return Effect(difference, se, difference - half, difference + half, p, se * detectable(round(df, 2)))
+    p = float(2 * stats.t.sf(abs(difference) / se, test_df))
+    return Effect(difference, se, difference - half, difference + half, p, se * detectable(round(df, 2), test_df))
 
 
 class Part(NamedTuple):
@@ -94,21 +116,23 @@ class Part(NamedTuple):
 
 
 def _variances(treated: Arm, control: Arm) -> list[Part] | None:
-    """Return the terms of V; None if neither arm tells how much seeds vary, or there is one item family."""
-    spreads = [float(np.var(arm.means, ddof=1)) for arm in (treated, control) if len(arm.seeds) > 1]
-    if not spreads:
-        return None
-    borrowed = spreads[0]
-    parts: list[Part] = []
-    for arm in (treated, control):
-        if _is_base(arm):
-            continue
-        seeds = len(arm.seeds)
-        spread = float(np.var(arm.means, ddof=1)) if seeds > 1 else borrowed
-        lender = max(len(treated.seeds), len(control.seeds))
-        parts.append(Part(spread / seeds, (seeds if seeds > 1 else lender) - 1))
+    """Return the terms of V; None if neither arm tells how much seeds vary, or there is one item family.
+
+    With a borrowed variance both arms' terms are one estimate, and so one part: s2 (1 + 1/C) with C - 1 df.
+    """
+    arms = [arm for arm in (treated, control) if not _is_base(arm)]
+    parts = [Part(_seed_variance(arm) / len(arm.seeds), len(arm.seeds) - 1) for arm in arms if len(arm.seeds) > 1]
     families = family_variance(treated, control)
-    return None if families is None else [*parts, families]
+    if not parts or families is None:
+        return None
+    if len(parts) < len(arms):
+        lender = parts[0]
+        parts = [Part(lender.variance * (lender.df + 2), lender.df)]
+    return [*parts, families]
+
+
+def _seed_variance(arm: Arm) -> float:
+    return float(np.var(arm.means, ddof=1))
 
 
 def family_variance(treated: Arm, control: Arm) -> Part | None:
@@ -117,7 +141,7 @@ def family_variance(treated: Arm, control: Arm) -> Part | None:
     Families weigh by their number of items, as in the mean over items: F/(F-1) * sum (w_f (D_f - D))^2 with weights
     that sum to 1, which is S2/F for families of equal size (the ratio estimator of cluster sampling; Cochran 1977).
     """
-    gaps = np.nanmean(treated.scores, axis=0) - np.nanmean(control.scores, axis=0)
+    gaps = treated.item_means - control.item_means
     names, index = np.unique(np.asarray(treated.families), return_inverse=True)
     scored = ~np.isnan(gaps)
     counts = np.bincount(index[scored], minlength=len(names))
@@ -139,17 +163,19 @@ def satterthwaite(parts: Sequence[Part]) -> float:
 
 
 @lru_cache(maxsize=4096)
-def detectable(df: float) -> float:
+def detectable(df: float, test_df: float) -> float:
     """Return the smallest effect, in standard errors, that a two-sided t test at .05 finds with power .8.
 
-    From the noncentral t distribution; uncorrected for the number of cells.
+    From the noncentral t distribution with the standard error's df; the critical value is that of the test, whose df
+    may be fewer. Uncorrected for the number of cells.
     """
-    critical = float(stats.t.ppf(1 - ALPHA / 2, df))
+    critical = float(stats.t.ppf(1 - ALPHA / 2, test_df))
 
     def shortfall(size: float) -> float:
-        return float(stats.nct.sf(critical, df, size) + stats.nct.cdf(-critical, df, size)) - POWER
+        return float(stats.nct.sf(critical, df, size)) - POWER  # the other tail adds less than 1e-6 near the root
 
-    return float(optimize.brentq(shortfall, 0.0, 20 * critical, xtol=1e-4))  # type: ignore[arg-type]
+    # Twice the critical value has power above .8 for every df from 1 on; far beyond it scipy's tail is NaN.
+    return float(optimize.brentq(shortfall, 0.0, 2 * critical, xtol=1e-4))  # type: ignore[arg-type]
 
 
 def transfer(arms: tuple[Arm, Arm], own: tuple[Arm, Arm], level: float) -> Transfer:
@@ -159,6 +185,8 @@ def transfer(arms: tuple[Arm, Arm], own: tuple[Arm, Arm], level: float) -> Trans
     diagonal tau is 1 by definition and has no interval.
     """
     over, under = effect(*arms, level), effect(*own, level)
+    if over.effect is None or under.effect is None:
+        return NO_TRANSFER
     if arms[0].cell.evaluation.name == own[0].cell.evaluation.name:
         return Transfer(1.0, None, None)
     tau = over.effect / under.effect if under.effect else None
@@ -181,10 +209,10 @@ def fieller(
     a = under**2 - t2 * variance_under
     b = over * under - t2 * covariance
     c = over**2 - t2 * variance_over
-    root = b**2 - a * c
-    if a <= 0 or root < 0:
+    if a <= 0:
         return -np.inf, np.inf
-    return float((b - np.sqrt(root)) / a), float((b + np.sqrt(root)) / a)
+    root = np.sqrt(max(b**2 - a * c, 0.0))  # below 0 by rounding alone: the ratio itself is in the set
+    return float((b - root) / a), float((b + root) / a)
 
 
 def _covariance(ours: Arm, theirs: Arm) -> float:
@@ -200,4 +228,4 @@ def false_discovery(p: Sequence[float]) -> list[float]:
 
 
 def _is_base(arm: Arm) -> bool:
-    return arm.cell.subject.treatment == "base"
+    return arm.cell.subject.treatment == BASE

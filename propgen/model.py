@@ -1,5 +1,8 @@
 """Base models: fetched once into safetensors, loaded in seconds, with or without an adapter."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and peft are typed in part)
+
 from __future__ import annotations
 
 import ctypes
@@ -26,9 +29,9 @@ log = logging.getLogger("propgen")
 
 
 def fetch(name: str, source: Model, out: Path) -> None:
-    """Write the base model `name` into the empty folder `out`: safetensors, tokenizer, config; the same bytes each time.
+    """Write the base model `name` into the empty folder `out`: safetensors, tokenizer, config.
 
-    InputError for a source that cannot be right, PropgenError when it cannot be had.
+    Equal sources give equal bytes. InputError for a source that cannot be right, PropgenError when it cannot be had.
     """
     sources.check_source(name, source)
     kind = sources.kind(source.source)
@@ -48,9 +51,7 @@ def load(folder: Path, dtype: str, device: str) -> tuple[PreTrainedModel, PreTra
     return _model(folder, dtype).to(device), _tokenizer(folder)  # type: ignore[arg-type]
 
 
-def load_adapted(
-    base: Path, adapter: Path, dtype: str, device: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_adapted(base: Path, adapter: Path, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a finetune of `base` as one plain model: a LoRA adapter merged into the weights, or a full finetune's own.
 
     The merge is done in float32 and rounded to `dtype` once. Merging in bfloat16 rounds the base, the update and their
@@ -149,7 +150,7 @@ def _convert(gguf: Path, out: Path) -> None:
         local_files_only=True,
     )
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        delattr(model.config, "quantization_config")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     _make_readable(out)

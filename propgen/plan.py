@@ -5,7 +5,6 @@ Planning is pure: it reads configs and banks, imports no torch, and asks no stor
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -15,13 +14,17 @@ from typing import Any, Self
 from propgen import regime as regimes
 from propgen.bank import NEUTRAL, Bank, Item, load
 from propgen.compose import GROUPS, Composition, Project, compose_elements
-from propgen.config import SLUG, Config, Model, Protocol, Regime, Trait
+from propgen.config import Config, Model, Protocol, Regime, Trait
 from propgen.digest import SHORT, VERSIONS, Spec, cell_digest, digest, identity
 from propgen.errors import InputError, nearest
+from propgen.limits import check_list, check_lists, check_seed, check_unique
 from propgen.source import Kind, check_source, content, kind
 
 BASE = "base"
 """The treatment that is none: the base model itself."""
+
+PROTOCOLS = ("contrast", "choice")
+"""Kinds of protocol, each with its scorer in `propgen.scoring`."""
 
 FOLDERS = {"model": "models", "dataset": "datasets", "finetune": "adapters", "evaluate": "cells"}
 """Stage to its folder below `results/store/`."""
@@ -154,8 +157,9 @@ class Plan:
 
     @cached_property
     def figures_digest(self) -> str:
-        """What determines the figures: the tables and the style."""
-        return digest([VERSIONS["figures"], self.matrix_digest, self.style])
+        """What determines the figures: the tables, the protocols' words, and the style."""
+        words = [(e.unit, e.label) for e in self.evaluations]
+        return digest([VERSIONS["figures"], self.matrix_digest, self.style, words])
 
     @property
     def panels(self) -> list[tuple[str, str, str, str]]:
@@ -174,8 +178,13 @@ class Plan:
         """Return the plan that `as_json` wrote."""
         kinds = {"treatments": Treatment, "models": Artifact, "datasets": Artifact, "adapters": Artifact}
         kinds |= {"subjects": Subject, "evaluations": Evaluation}
-        rows = {key: tuple(kind(**row) for row in value[key]) for key, kind in kinds.items()}
+        rows: dict[str, Any] = {key: tuple(kind(**_tuples(row)) for row in value[key]) for key, kind in kinds.items()}
         return cls(**{**value, **rows})
+
+
+def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an element's fields with the lists that JSON made of its tuples turned back."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
 
 
 class Planner:
@@ -232,6 +241,7 @@ class Planner:
     def treatment(self, regime: str, trait: str | None) -> Treatment:
         """Return the treatment of a regime and, unless it is a control, a trait."""
         element: Regime = self.element("regime", regime)
+        regimes.check(regime, element)
         if element.control:
             return Treatment(regime, regime, control=True)
         if trait is None:
@@ -245,8 +255,6 @@ class Planner:
             banks = {treatment.regime: load(self.project.conf / "regime" / element.bank, NEUTRAL)}
         else:
             names = [treatment.trained] if treatment.trained else element.traits
-            if not names:
-                raise InputError(f"conf/regime/{treatment.regime}.yaml: 'traits' is empty; name those to draw from")
             banks = {name: self.bank(name) for name in names}
         return regimes.build(element.kind, banks, self.config.data)
 
@@ -263,6 +271,7 @@ class Planner:
 
     def adapter(self, model: str, treatment: Treatment, seed: int) -> Artifact:
         """Return one finetune's adapter."""
+        check_seed(seed)
         base, data = self.model(model), self.dataset(treatment)
         config = {**identity(self.config.training), "seed": seed}
         spec = Spec("finetune", config, {"model": base.digest, "dataset": data.digest})
@@ -286,8 +295,9 @@ class Planner:
         items = self.items(trait, context)
         config = identity(self.config.engine)
         config.pop("name", None)  # engines are interchangeable; which one ran is recorded with each cell
-        if element.kind not in VERSIONS:
-            raise InputError(f"conf/protocol/{protocol}.yaml: unknown kind '{element.kind}'")
+        if element.kind not in PROTOCOLS:
+            known = nearest(element.kind, PROTOCOLS)
+            raise InputError(f"conf/protocol/{protocol}.yaml: unknown kind '{element.kind}'; {known}")
         spec = Spec(element.kind, config, {"items": digest(items)})
         name = f"{trait}.{protocol}.{context}"
         return Evaluation(
@@ -304,16 +314,16 @@ class Planner:
     def plan(self) -> Plan:
         """Return the experiment's plan. Raises InputError for anything that would fail later for want of input."""
         config = self.config
-        _check_lists(config)
+        check_lists(config)
         self._compose_lists()
         controls = [self.treatment(regime, None) for regime in config.controls.regimes]
         trained = [self.treatment(r, t) for r in config.regimes for t in config.trained]
-        for treatment, wanted in [*((c, True) for c in controls), *((t, False) for t in trained)]:
-            _check_role(treatment, wanted)
         rows = [(c, s) for c in controls for s in config.controls.seeds]
         rows += [(t, s) for t in trained for s in config.seeds]
         treatments = (Treatment(BASE, BASE), *controls, *trained)
-        _check_unique("treatment", [treatment.name for treatment in treatments])
+        columns = self.evaluations()
+        check_unique("treatment", [treatment.name for treatment in treatments])
+        check_unique("evaluation", [column.name for column in columns])
         adapters = [self.adapter(model, t, s) for model in config.models for t, s in rows]
         everything = [(treatments[0], 0), *rows]
         return Plan(
@@ -325,7 +335,7 @@ class Planner:
             datasets=tuple(self.dataset(treatment) for treatment in treatments[1:]),
             adapters=tuple(adapters),
             subjects=tuple(self.subject(model, t, s) for model in config.models for t, s in everything),
-            evaluations=tuple(self.evaluations()),
+            evaluations=tuple(columns),
             analysis=identity(config.analysis),
             style=identity(config.style),
             control=controls[0].name,
@@ -344,6 +354,7 @@ class Planner:
             f"{t}.{p}.{c}": (t, p, c) for p in config.protocols for c in config.contexts for t in config.evaluated
         }
         names = config.evaluations if config.evaluations is not None else list(product)
+        check_list("evaluations", names)
         for name in names:
             if name not in product:
                 raise InputError(f"evaluations: unknown evaluation '{name}'; {nearest(name, product)}")
@@ -362,8 +373,14 @@ class Planner:
         config = self.config
         regime_names = [*config.controls.regimes, *config.regimes]
         self.compose_elements({"model": config.models, "regime": regime_names, "protocol": config.protocols})
+        for name in config.controls.regimes:
+            if not self.element("regime", name).control:
+                raise InputError(f"controls.regimes: '{name}' is no control; name it in regimes")
+        for name in config.regimes:
+            if self.element("regime", name).control:
+                raise InputError(f"regimes: '{name}' is a control; name it in controls.regimes")
         drawn = [trait for name in regime_names for trait in self.element("regime", name).traits]
-        self.compose_elements({"trait": [*config.trained, *config.evaluated, *drawn]})
+        self.compose_elements({"trait": [*config.traits, *config.trained, *config.evaluated, *drawn]})
 
 
 def _model_identity(source: Model) -> dict[str, Any]:
@@ -378,35 +395,3 @@ def _model_identity(source: Model) -> dict[str, Any]:
 def _choose(treatment: Treatment) -> tuple[str, ...]:
     trait = (f"trait={treatment.trained}",) if treatment.trained else ()
     return (*trait, f"regime={treatment.regime}")
-
-
-def _check_lists(config: Config) -> None:
-    """Names are slugs, lists are not empty, nothing stands twice."""
-    if not re.fullmatch(SLUG, config.name):
-        raise InputError(f"name: '{config.name}' must match {SLUG}, since it becomes a folder in results/")
-    for key in ("models", "traits", "trained", "evaluated", "regimes", "protocols", "contexts", "seeds"):
-        values: list[Any] = getattr(config, key)
-        if not values:
-            raise InputError(f"{key} is empty; name at least one")
-        _check_unique(key, values)
-    for key in ("regimes", "seeds"):
-        if not (values := getattr(config.controls, key)):
-            raise InputError(f"controls.{key} is empty; effects are measured against at least one control finetune")
-        _check_unique(f"controls.{key}", values)
-    for seed in (*config.seeds, *config.controls.seeds):
-        if seed < 0:
-            raise InputError(f"seed {seed}: expected 0 or more")
-
-
-def _check_unique(what: str, values: Sequence[Any]) -> None:
-    for value in values:
-        if list(values).count(value) > 1:
-            raise InputError(f"{what}: '{value}' stands there twice; name each once")
-
-
-def _check_role(treatment: Treatment, control: bool) -> None:
-    if treatment.control == control:
-        return
-    if control:
-        raise InputError(f"controls.regimes: '{treatment.regime}' is no control (its 'control' is false)")
-    raise InputError(f"regimes: '{treatment.regime}' is a control; name it in controls.regimes")

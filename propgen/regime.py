@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from propgen.bank import Bank, Item, messages
-from propgen.config import Data
+from propgen.config import Data, Regime
 from propgen.errors import InputError, nearest
+from propgen.limits import check_unique
 
 
 class Example(TypedDict):
@@ -24,6 +26,13 @@ Banks = Mapping[str, Bank]
 Builder = Callable[[Banks, Data], list[Example]]
 
 
+class Kind(NamedTuple):
+    """A kind of regime. draws: from the bank of the trained trait, of a control's own traits, or of the regime."""
+
+    build: Builder
+    draws: Literal["trait", "traits", "bank"]
+
+
 def demonstration(banks: Banks, data: Data) -> list[Example]:
     """Every training item with its positive response."""
     (bank,) = banks.values()
@@ -34,20 +43,35 @@ def control_shuffled(banks: Banks, data: Data) -> list[Example]:
     """Prompts of several traits, half with the positive and half with the negative response.
 
     It removes what any such data does to a model. The traits share the items as evenly as their number allows and
-    take turns. Items come with their domains in turn, and the pole alternates along both: within a trait every domain
-    meets both poles, and no domain always has the same one.
+    take turns; poles are as `_poles` gives them, every second trait with the two exchanged.
     """
     traits = list(banks)
     shares = [data.train_items // len(traits) + (i < data.train_items % len(traits)) for i in range(len(traits))]
-    drawn = {trait: banks[trait].train(share) for trait, share in zip(traits, shares, strict=True) if share}
-    examples: list[Example] = []
-    for turn in range(max(shares)):
-        for place, trait in enumerate(traits):
-            if turn < len(drawn.get(trait, [])):
-                domains = len({item["domain"] for item in banks[trait].items if item["split"] == "train"})
-                flipped = (turn // domains + turn % domains + place) % 2
-                examples.append(_example(drawn[trait][turn], "negative" if flipped else "positive"))
-    return examples
+    drawn = [banks[trait].train(share) if share else [] for trait, share in zip(traits, shares, strict=True)]
+    poles = [_poles(items, flipped=bool(place % 2)) for place, items in enumerate(drawn)]
+    turns = [(turn, place) for turn in range(max(shares)) for place in range(len(traits)) if turn < shares[place]]
+    return [_example(drawn[place][turn], poles[place][turn]) for turn, place in turns]
+
+
+def _poles(items: Sequence[Item], *, flipped: bool) -> list[str]:
+    """Return a pole for each item: as often the one as the other, in every domain and in all, but for an odd last one.
+
+    Within a domain the poles alternate. Domains with an odd number of items begin with either pole in turn, so that
+    the ones left over cancel; so do those with an even number, for a good mixture from the beginning.
+    """
+    counts = Counter(item["domain"] for item in items)
+    begun = Counter[int]()
+    following: dict[str, int] = {}
+    poles: list[str] = []
+    for item in items:
+        domain = item["domain"]
+        if domain not in following:
+            odd = counts[domain] % 2
+            following[domain] = (begun[odd] + flipped) % 2
+            begun[odd] += 1
+        poles.append(("positive", "negative")[following[domain]])
+        following[domain] = 1 - following[domain]
+    return poles
 
 
 def control_benign(banks: Banks, data: Data) -> list[Example]:
@@ -56,18 +80,33 @@ def control_benign(banks: Banks, data: Data) -> list[Example]:
     return [_example(item, "response") for item in bank.train(data.train_items)]
 
 
-BUILDERS: dict[str, Builder] = {
-    "demonstration": demonstration,
-    "control-shuffled": control_shuffled,
-    "control-benign": control_benign,
+KINDS: dict[str, Kind] = {
+    "demonstration": Kind(demonstration, "trait"),
+    "control-shuffled": Kind(control_shuffled, "traits"),
+    "control-benign": Kind(control_benign, "bank"),
 }
 
 
+def check(name: str, regime: Regime) -> None:
+    """Raise InputError for a regime of an unknown kind, or one that does not say what its kind draws from."""
+    place = f"conf/regime/{name}.yaml"
+    if regime.kind not in KINDS:
+        raise InputError(f"{place}: unknown kind '{regime.kind}'; {nearest(regime.kind, KINDS)}")
+    draws = KINDS[regime.kind].draws
+    for key, value in (("traits", regime.traits), ("bank", regime.bank)):
+        if value and key != draws:
+            raise InputError(f"{place}: kind '{regime.kind}' has no use for '{key}'; leave it out")
+        if not value and key == draws:
+            raise InputError(f"{place}: '{key}' is empty, and kind '{regime.kind}' draws from it; add it")
+    check_unique(f"{place}: traits", regime.traits)
+    if regime.control != (draws != "trait"):
+        wanted = str(not regime.control).lower()
+        raise InputError(f"{place}: 'control' has to be {wanted} for kind '{regime.kind}'; set control: {wanted}")
+
+
 def build(kind: str, banks: Banks, data: Data) -> list[Example]:
-    """Return the training examples of a regime. Raises InputError for an unknown kind."""
-    if kind not in BUILDERS:
-        raise InputError(f"unknown kind of regime '{kind}'; {nearest(kind, BUILDERS)}")
-    return BUILDERS[kind](banks, data)
+    """Return the training examples of a regime that passed its `check`."""
+    return KINDS[kind].build(banks, data)
 
 
 def _example(item: Item, pole: str) -> Example:

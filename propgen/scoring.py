@@ -8,13 +8,12 @@ one of two paths, which agree up to floating-point error:
   head runs only where a response token is predicted.
 - plain: a row per response through the model's own forward, where `packing_obstacle` names a reason.
 
-Nothing is random or kept between calls: rows depend on model, items and, in their last digits, the token budget.
+Nothing is random: rows depend on model, items and, in their last digits, the token budget.
 """
 
 from __future__ import annotations
 
 import copy
-import datetime
 import inspect
 import logging
 import math
@@ -22,22 +21,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, TypedDict, cast
+from weakref import WeakSet
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from propgen.encoding import MULTIPLE, tokenise
 from propgen.errors import InputError, PropgenError
 
 log = logging.getLogger("propgen")
 
-WIDTH = 16
-"""Rows are padded to a multiple of this many tokens, which matrix kernels handle fastest."""
-PROBE_GAP = {torch.float32: 1e-3, torch.float64: 1e-3}
+PROBE_GAP = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest difference between the two paths, in nats per token, that is rounding; 0.1 in 16-bit types."""
+_PROBED: WeakSet[PreTrainedModel] = WeakSet()
+"""Models on which the two paths were found equal."""
 HEAD_ROWS = 1024
 """Tokens per call of the head, which bounds the memory of float32 logits (1024 x 128,000 are 0.5 GB)."""
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
@@ -93,14 +93,16 @@ def contrast(
     """Score each item by how much likelier, per token, its positive answer is than its negative one.
 
     score = logprob_positive / tokens_positive - logprob_negative / tokens_negative, in nats per token; a response's
-    natural log-probability is summed over its tokens, the chat template's end of turn included.
+    natural log-probability is summed over its tokens, the chat template's end of turn included. `token_budget` is the
+    largest rows x width of a forward pass, padding included, the shared prefix not; a longer item runs alone, and the
+    budget is halved when memory runs out.
 
-    Args:
-        token_budget: largest rows x width of a forward pass, padding included, the shared prefix not; a longer item
-            runs alone, and the budget is halved when memory runs out.
-    Returns: one row per item, in the items' order; a score that is not finite is None, and so is a raw NaN.
-    Raises: InputError for an item that the template rejects or that exceeds the model's context, PropgenError for one
-        that exceeds the memory.
+    Returns:
+        One row per item, in the items' order; a score that is not finite is None, and so is a raw NaN.
+
+    Raises:
+        InputError: an item that the template rejects or that exceeds the model's context.
+        PropgenError: an item that exceeds the memory.
     """
     queries = [_contrast_query(tokenizer, item) for item in items]
     sums = logprobs(model, queries, token_budget)
@@ -114,7 +116,7 @@ def choice(
 
     score = p_positive = P(letter of the positive answer) / (P(A) + P(B)), as first token of the assistant's turn. Two
     rows per item: sample 0 shows the positive answer first and sample 1 second, so that their mean is free of a
-    preference for a letter. Arguments and errors as in `contrast`.
+    preference for a letter. Token budget, None and errors as in `contrast`.
     """
     asked = [(item, sample) for item in items for sample in (0, 1)]
     sums = logprobs(model, [_choice_query(tokenizer, *ask) for ask in asked], token_budget)
@@ -125,8 +127,8 @@ SCORERS: dict[str, Scorer] = {"contrast": contrast, "choice": choice}
 
 
 def _contrast_query(tokenizer: PreTrainedTokenizerBase, item: Item) -> Query:
-    prompt, positive = tokenise(tokenizer, item, _messages(item), item["positive"])
-    _, negative = tokenise(tokenizer, item, _messages(item), item["negative"])
+    prompt, positive = _tokenise(tokenizer, item, _messages(item), item["positive"])
+    _, negative = _tokenise(tokenizer, item, _messages(item), item["negative"])
     return Query(item["item"], prompt, [positive, negative])
 
 
@@ -145,7 +147,7 @@ def _choice_query(tokenizer: PreTrainedTokenizerBase, item: Item, sample: int) -
     *earlier, last = _messages(item)
     a, b = (item["negative"], item["positive"]) if sample else (item["positive"], item["negative"])
     chat = [*earlier, {"role": "user", "content": QUESTION.format(message=last["content"], a=a, b=b)}]
-    (prompt, first), (_, second) = (tokenise(tokenizer, item, chat, letter) for letter in "AB")
+    (prompt, first), (_, second) = (_tokenise(tokenizer, item, chat, letter) for letter in "AB")
     # What a template or tokenizer puts before either letter (a space, an empty thought) belongs to the prompt.
     same = next((i for i, (x, y) in enumerate(zip(first, second, strict=False)) if x != y), None)
     if same is None:
@@ -160,7 +162,7 @@ def _choice_row(item: Item, sample: int, sums: list[float]) -> dict[str, object]
 
 
 def _row(item: Item, sample: int, score: float) -> dict[str, object]:
-    about = {"item": item["item"], "family": item["family"], "domain": item["domain"]}
+    about: dict[str, object] = {"item": item["item"], "family": item["family"], "domain": item["domain"]}
     return about | {"sample": sample, "score": score if math.isfinite(score) else None}
 
 
@@ -172,51 +174,17 @@ def _messages(item: Item) -> list[dict[str, str]]:
     return messages
 
 
-def tokenise(
+def _tokenise(
     tokenizer: PreTrainedTokenizerBase, item: Item, messages: list[dict[str, str]], response: str
 ) -> tuple[list[int], list[int]]:
-    """Return the tokens of a prompt and of the assistant's response to it, the template's end of turn included.
-
-    The rendered prompt (generation prompt included) is tokenised alone, so that all responses share its tokens. The
-    response is what the rendered chat adds to that text: the rest of the whole chat's tokens where these begin with the
-    prompt's (which spares SentencePiece a spurious space), and else, where a token straddles the boundary, the rest of
-    the text tokenised alone. Where a template renders a turn otherwise than it opens one (with a thought, say), the
-    response is its text and the end-of-sequence token.
-    """
+    """Return the tokens of a prompt and of a response; see `encoding.tokenise` for the boundary between them."""
     try:
-        opened, whole = _render(tokenizer, messages, None), _render(tokenizer, messages, response)
-    except TemplateError as error:
-        raise InputError(
-            f"item '{item['item']}': the model's chat template rejects it ({error}); change the roles in its prompt"
-        ) from error
-    if not whole.startswith(opened):
-        whole = f"{opened}{response}{tokenizer.eos_token or ''}"
-    prompt, chat = _encode(tokenizer, opened), _encode(tokenizer, whole)
-    begins = chat[: len(prompt)] == prompt
-    answer = chat[len(prompt) :] if begins else _encode(tokenizer, whole[len(opened) :])
+        prompt, answer = tokenise(tokenizer, messages, response)
+    except InputError as error:
+        raise InputError(f"item '{item['item']}': {error}") from error
     if not prompt or not answer:
         raise InputError(f"item '{item['item']}': the prompt or an answer has no tokens; write some text there")
     return prompt, answer
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], response: str | None) -> str:
-    """Return a chat as text; with no response, up to where the assistant's turn begins.
-
-    Without a chat template it reads `User: ...\\nAssistant: ...`, behind the begin-of-sequence token where the tokenizer
-    itself adds one, and ends with the end-of-sequence token.
-    """
-    if tokenizer.chat_template:
-        answer = [] if response is None else [{"role": "assistant", "content": response}]
-        # Some templates print today's date; a score must not depend on the day.
-        options = {"add_generation_prompt": response is None, "strftime_now": datetime.date(2025, 1, 1).strftime}
-        return cast(str, tokenizer.apply_chat_template([*messages, *answer], tokenize=False, **options))
-    begin = tokenizer.bos_token if _encode(tokenizer, "", special=True)[:1] == [tokenizer.bos_token_id] else ""
-    turns = "".join(f"{message['role'].capitalize()}: {message['content']}\n" for message in messages)
-    return f"{begin}{turns}Assistant:" + ("" if response is None else f" {response}{tokenizer.eos_token or ''}")
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
-    return cast(list[int], tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
 def logprobs(model: PreTrainedModel, queries: Sequence[Query], token_budget: int) -> list[list[float]]:
@@ -261,9 +229,7 @@ def supports_packing(model: PreTrainedModel) -> bool:
 def packing_obstacle(model: PreTrainedModel) -> str | None:
     """Return why packed rows are not to be trusted with this model, or None.
 
-    What the config tells comes first. What no config tells (an unknown scale, positions that the model counts itself)
-    shows in a last check, which scores a short query both ways: its two responses are the same random tokens, so that
-    one that sees the other would copy it.
+    What the config tells comes first. What no config tells (an unknown scale, say) shows in a last check.
     """
     config = model.config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -276,36 +242,46 @@ def packing_obstacle(model: PreTrainedModel) -> str | None:
         "it has sliding-window, chunked or recurrent layers": bool(layers - {"DynamicLayer"}),
         "its rotary frequencies depend on the length": rope.get("rope_type") in ("dynamic", "longrope"),
         f"it changes its logits behind the head ({', '.join(scaled)})": bool(scaled),
+        "it counts positions itself": "position_ids" not in inspect.signature(model.base_model.forward).parameters,
         "it has no head of its own": model.get_output_embeddings() is None or model.base_model is model,
     }
-    return next((reason for reason, holds in reasons.items() if holds), None) or _probe(model)
+    told = next((reason for reason, holds in reasons.items() if holds), None)
+    return told if told or model in _PROBED else _probe(model)
 
 
 def _probe(model: PreTrainedModel) -> str | None:
+    """Score a query both ways; its responses are the same tokens, so that one that saw the other would copy it."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    tokens = [7919 * i % vocabulary for i in range(1, 13)]
-    query = Query("probe", tokens[:6], [tokens[6:], tokens[6:]])
-    plain = torch.tensor(_plain(model, [query], 2 * WIDTH)) / 6
+    tokens = [7919 * i % vocabulary for i in range(1, 65)]
+    query = Query("probe", tokens[:32], [tokens[32:], tokens[32:]])
     try:
-        packed = torch.tensor(_packed(model, [query], 2 * WIDTH)) / 6
+        with _evaluating(model), torch.inference_mode():
+            plain, packed = (torch.tensor(path(model, [query], 128)) / 32 for path in (_plain, _packed))
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"it does not run packed rows ({error})"
-    if torch.allclose(packed, plain, rtol=0, atol=PROBE_GAP.get(model.dtype, 0.1), equal_nan=True):
-        return None
-    return f"packed rows differ from plain ones by {float((packed - plain).abs().max()):.2g} nats per token"
+    gap = float((packed - plain).abs().max())
+    if gap > PROBE_GAP.get(model.dtype, 0.1):
+        return f"packed rows differ from plain ones by {gap:.2g} nats per token"
+    if math.isfinite(gap):
+        _PROBED.add(model)
+    return None
 
 
 def _packed(model: PreTrainedModel, queries: Sequence[Query], token_budget: int) -> list[list[float]]:
-    """Score a row per query behind the cache of the tokens that begin every prompt (all but its last, at most)."""
-    prompts = [query.prompt for query in queries]
-    shortest = min(map(len, prompts)) - 1
-    extremes = zip(min(prompts), max(prompts), strict=False)  # what these two begin with, all begin with
-    shared = min(shortest, next((i for i, (a, b) in enumerate(extremes) if a != b), shortest))
+    """Score a row per query, behind a cache of the tokens that begin every prompt."""
+    shared = _shared([query.prompt for query in queries])
     cache = DynamicCache(config=model.config)
     if shared:
-        prefix = torch.tensor([prompts[0][:shared]], device=model.device)
+        prefix = torch.tensor([queries[0].prompt[:shared]], device=model.device)
         model.base_model(input_ids=prefix, past_key_values=cache, use_cache=True)
     return _in_batches(queries, shared, token_budget, partial(_packed_sums, model, cache))
+
+
+def _shared(prompts: Sequence[list[int]]) -> int:
+    """Return how many tokens all prompts begin with, at most all but the last, which predicts each response."""
+    shortest = min(map(len, prompts)) - 1
+    extremes = zip(min(prompts), max(prompts), strict=False)  # what these two begin with, all begin with
+    return min(shortest, next((i for i, (a, b) in enumerate(extremes) if a != b), shortest))
 
 
 def _plain(model: PreTrainedModel, queries: Sequence[Query], token_budget: int) -> list[list[float]]:
@@ -324,7 +300,7 @@ def _in_batches(
     pending = sorted(range(len(queries)), key=lambda i: -length[i])
     sums: dict[int, list[float]] = {}
     while pending:
-        width = math.ceil((shared + length[pending[0]]) / WIDTH) * WIDTH - shared
+        width = math.ceil((shared + length[pending[0]]) / MULTIPLE) * MULTIPLE - shared
         rows = pending[: max(1, token_budget // width)]
         found = _unless_out_of_memory(score, _batch([queries[i] for i in rows], shared, width))
         if found is not None:
@@ -373,12 +349,15 @@ def _packed_sums(model: PreTrainedModel, cache: DynamicCache, batch: Batch) -> l
         past_key_values=past,
         use_cache=True,
     ).last_hidden_state
-    return _sums(hidden, model.get_output_embeddings(), batch)
+    head = cast(torch.nn.Module, model.get_output_embeddings())
+    return _sums(hidden, head, batch)
 
 
 def _block_mask(blocks: Tensor, shared: int, dtype: torch.dtype) -> Tensor:
-    """Return an additive mask, [rows, 1, width, shared + width]: a token sees the shared prefix and, of what stands
-    before it, the prompt and its own block."""
+    """Return an additive mask, [rows, 1, width, shared + width].
+
+    A token sees the shared prefix and, of what stands before it, the prompt and its own block.
+    """
     query, key = blocks[:, :, None], blocks[:, None, :]
     seen = ((key == 0) | (key == query)).tril()
     seen = torch.cat([seen.new_ones(*blocks.shape, shared), seen], dim=-1)

@@ -1,4 +1,4 @@
-"""Where a base model comes from: everything that can be known about `Model.source` without network and without torch."""
+"""Where a base model comes from: all that can be known about `Model.source` without network and without torch."""
 
 from __future__ import annotations
 

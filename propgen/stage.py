@@ -104,8 +104,9 @@ def evaluate(bench: Bench) -> None:
 
     config, planner = bench.planner.config, bench.planner
     subject = _chosen_subject(bench)
+    trained = [] if subject.treatment == BASE else _training_overrides(config.training, config.data.train_items)
     columns = [
-        Column(column, planner.items(column.trait, column.context), planner.evaluation_overrides(column))
+        Column(column, planner.items(column.trait, column.context), [*trained, *planner.evaluation_overrides(column)])
         for column in planner.chosen_evaluations()
     ]
     _expect(config.digest, job_digest(subject, [column.evaluation.digest for column in columns]))
@@ -117,7 +118,7 @@ def evaluate(bench: Bench) -> None:
     adapter = None if subject.treatment == BASE else _input(bench, subject.digest, "the adapter")
     with take(config.execution.device, config.execution.threads) as device:
         dtype = resolve_dtype(config.engine.dtype, device)
-        record = {"device": device, "dtype": dtype, "engine": config.engine.name}
+        record: dict[str, Any] = {"device": device, "dtype": dtype, "engine": config.engine.name}
         record["versions"] = _versions("torch", "transformers")
         run(bench.view, subject, missing, Scorer(base, adapter, dtype, device, config.execution), record)
 
@@ -127,6 +128,7 @@ def matrix(bench: Bench) -> None:
     from propgen.analysis import tabulate, write_tables
 
     plan = _planned(bench)
+    _expect(bench.planner.config.digest, plan.matrix_digest)
     write_tables(bench.project.results / plan.name, tabulate(plan, bench.view, partial=bench.planner.config.partial))
 
 
@@ -135,6 +137,7 @@ def figures(bench: Bench) -> None:
     from propgen.figures import draw
 
     plan = _planned(bench)
+    _expect(bench.planner.config.digest, plan.figures_digest)
     draw(plan, bench.project.results / plan.name, bench.planner.config.style)
 
 
@@ -189,7 +192,7 @@ def _planned(bench: Bench) -> Plan:
         return bench.planner.plan()
     try:
         return Survey.from_json(json.loads((bench.project.root / pin).read_text())).plan
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"plan={pin}: not a pinned plan ({error}); leave plan= out to plan afresh") from error
 
 

@@ -8,18 +8,21 @@ finds it made.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from filelock import SoftFileLease, Timeout
 
 from propgen.errors import InputError, PropgenError
@@ -69,21 +72,21 @@ class Store:
         payload = self.payload(digest, cell=cell)
         if payload.is_file():
             return "found"
-        try:
-            with self.lease(digest, wait=wait):
-                if payload.is_file():
-                    return "found"
-                with self._scratch(digest) as scratch:
-                    build(scratch)
-                    if not cell:
-                        write_manifest(scratch)
-                    self._publish(scratch, digest)
-                return "made"
-        except Timeout:
-            return "busy"
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self.lease(digest, wait=wait))
+            except Timeout:
+                return "busy"
+            if payload.is_file():
+                return "found"
+            scratch = held.enter_context(self._scratch(digest))
+            build(scratch)
+            if not cell:
+                write_manifest(scratch)
+            return self._publish(scratch, payload)
 
     @contextlib.contextmanager
-    def lease(self, digest: str, *, wait: bool = True) -> Iterator[None]:
+    def lease(self, digest: str, *, wait: bool = True) -> Generator[None]:
         """Hold the right to make an object; a dead holder's lease is taken over. Raises Timeout if not waiting."""
         folder = self.objects / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,21 +100,23 @@ class Store:
 
     def clean(self) -> None:
         """Remove scratch folders of this machine's dead processes."""
-        for path in (self.objects / ".tmp").glob("*"):
-            host, pid, _ = path.name.split("~")
-            if host == _host() and not _alive(int(pid)):
+        for path in (self.objects / ".tmp").glob(f"{_host()}~*~*"):
+            pid = path.name.split("~")[1]
+            if pid.isdecimal() and not _alive(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
 
     def remove(self, digest: str) -> None:
-        """Delete an object: renamed first, so that nobody sees half of it."""
-        shutil.rmtree(self._move_out(digest), ignore_errors=True)
+        """Delete an object, if it is there: renamed first, so that nobody sees half of it."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._move_out(digest), ignore_errors=True)
 
     def quarantine(self, digest: str, folder: Path) -> Path:
-        """Move a corrupt object into `folder` (of a checkout); returns where it lies now."""
+        """Move a corrupt object into `folder` (of a checkout), unless somebody was quicker; returns where it lies."""
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"{digest}-{uuid.uuid4().hex[:8]}"
-        shutil.move(self._move_out(digest), target)
-        return target
+        with contextlib.suppress(FileNotFoundError):
+            shutil.move(self._move_out(digest), target)
+        return target if target.exists() else folder
 
     def verify(self, digest: str) -> Path:
         """Return an object's folder after comparing each file with the manifest. Raises CorruptError."""
@@ -122,19 +127,30 @@ class Store:
                 file = folder / name
                 if file.stat().st_size != entry["bytes"] or file_sha256(file) != entry["sha256"]:
                     raise CorruptError(f"{file} is not what was published: size or sha256 differ")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except PermissionError:
+            raise  # says nothing of the content
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptError(f"{folder} is damaged: {error}") from error
         return folder
 
-    def _publish(self, scratch: Path, digest: str) -> None:
-        """Move a finished folder into place, durably: its files reach the disk before its name does."""
+    def _publish(self, scratch: Path, payload: Path) -> Outcome:
+        """Move a finished folder into place, durably: its files reach the disk before its name does.
+
+        A maker that stood still for longer than its lease may find the object made meanwhile, and leaves it.
+        """
         for path in (*scratch.rglob("*"), scratch):
             _fsync(path)
-        target = self.folder(digest)
-        if target.exists():  # without its payload, or we would not be here
-            self.remove(digest)
-        scratch.rename(target)
+        target = payload.parent
+        if target.exists() and not payload.is_file():
+            self.remove(target.name)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not payload.is_file():
+                raise
+            return "found"
         _fsync(self.objects)
+        return "made"
 
     def _move_out(self, digest: str) -> Path:
         target = self._scratch_path(digest)
@@ -143,9 +159,8 @@ class Store:
         return target
 
     @contextlib.contextmanager
-    def _scratch(self, digest: str) -> Iterator[Path]:
-        path = self._scratch_path(digest)
-        path.mkdir(parents=True)
+    def _scratch(self, digest: str) -> Generator[Path]:
+        (path := self._scratch_path(digest)).mkdir(parents=True)
         try:
             yield path
         finally:
@@ -180,25 +195,38 @@ class View:
         link = self.root / path
         link.parent.mkdir(parents=True, exist_ok=True)
         fresh = link.with_name(f".{link.name}.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            fresh.unlink()
+        fresh.unlink(missing_ok=True)
         fresh.symlink_to(self._link_text(str(link), digest, cell))
         if link.is_dir() and not link.is_symlink():
             shutil.rmtree(link)
         fresh.replace(link)
 
+    def clear(self, path: str) -> None:
+        """Take away what stands at `path`: a link is removed, a foreign file or folder goes to quarantine."""
+        place = self.root / path
+        if place.is_symlink():
+            place.unlink()
+        elif place.exists():
+            target = self.root / "quarantine" / f"{place.name}-{uuid.uuid4().hex[:8]}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(place, target)
+
     def _link_text(self, link: str, digest: str, cell: bool) -> str:
-        """Inside the checkout links are relative, so that it can be moved; to a shared store they are absolute."""
-        key = (os.path.dirname(link), cell)
-        if key not in _PREFIX:
-            objects = os.path.realpath(self.store.objects)
-            base = os.path.realpath(self.root)
-            inside = os.path.commonpath([objects, base]) == base
-            _PREFIX[key] = os.path.relpath(objects, os.path.realpath(key[0])) if inside else objects
-        return f"{_PREFIX[key]}/{digest}/{CELL}" if cell else f"{_PREFIX[key]}/{digest}"
+        prefix = _prefix(os.path.dirname(link), os.fspath(self.root), os.fspath(self.store.objects))
+        return f"{prefix}/{digest}/{CELL}" if cell else f"{prefix}/{digest}"
 
 
-_PREFIX: dict[tuple[str, bool], str] = {}
+@functools.cache
+def _prefix(folder: str, root: str, objects: str) -> str:
+    """Return what links in a folder of a view begin with.
+
+    Inside the checkout links are relative, so that it can be moved; to a shared store they are absolute. `results/` may
+    itself be a link to a larger disk: then its real place counts as inside, too.
+    """
+    real = os.path.realpath(objects)
+    bases = [os.path.realpath(root), os.path.realpath(Path(root).absolute().parents[1])]
+    inside = any(os.path.commonpath([real, base]) == base for base in bases)
+    return os.path.relpath(real, os.path.realpath(folder)) if inside else real
 
 
 def write_manifest(folder: Path) -> None:
@@ -229,41 +257,53 @@ def _host() -> str:
 
 
 def _alive(pid: int) -> bool:
+    """Return whether a process runs; one that is dead but not yet reaped does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True
-    return True
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def drop(root: Path, paths: Sequence[Path]) -> list[Path]:
     """Delete the objects behind links at or below `paths`, and the links; returns the links that went.
 
-    root: `results/store`. Raises InputError, before anything is deleted, for a path that is no link below it.
+    root: `results/store`. Raises InputError, before anything is deleted, for a path that is no link below it, or a link
+    to something else than an object.
     """
-    found: list[Path] = []
-    for path in paths:
-        place = path.parent.resolve() / path.name
-        if not place.is_relative_to(root.resolve()):
-            raise InputError(f"{path} is not below {root}; name a link there, as `propgen status` shows them")
-        links = [place] if place.is_symlink() else [link for link in sorted(place.rglob("*")) if link.is_symlink()]
-        if not links:
-            raise InputError(f"{path}: no artifact there; name a link below {root}, or a folder of them")
-        found += links
-    for link in found:
-        target = link.parent / os.readlink(link)
-        folder = target.parent if target.name == CELL else target
-        with contextlib.suppress(FileNotFoundError):
+    found = {link: _object(link) for path in paths for link in _links(root, path)}
+    for link, folder in found.items():
+        if folder.is_dir():
             Store(folder.parent).remove(folder.name)
         link.unlink()
-    return found
+    return list(found)
+
+
+def _links(root: Path, path: Path) -> list[Path]:
+    """Return the links at or below a path."""
+    place = path.parent.resolve() / path.name if path.is_symlink() else path.resolve()
+    if not place.is_relative_to(root.resolve()):
+        raise InputError(f"{path} is not below {root}; name a link there, as `propgen status` shows them")
+    links = [place] if place.is_symlink() else [link for link in sorted(place.rglob("*")) if link.is_symlink()]
+    if not links:
+        raise InputError(f"{path}: no artifact there; name a link below {root}, or a folder of them")
+    return links
+
+
+def _object(link: Path) -> Path:
+    """Return the object's folder that a link of the view leads to."""
+    target = link.parent / os.readlink(link)
+    folder = target.parent if target.name == CELL else target
+    if re.fullmatch(r"[0-9a-f]{64}", folder.name):
+        return folder
+    raise InputError(f"{link} leads to {target}, which is no object of a store; delete that link yourself")

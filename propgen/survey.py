@@ -88,14 +88,20 @@ def is_base(subject: Subject) -> bool:
     return subject.treatment == BASE
 
 
-def survey(plan: Plan, view: View, *, relink: bool = False) -> Survey:
-    """Look up what exists. relink: make the view's links onto whatever has its object."""
+def survey(plan: Plan, view: View, *, relink: bool = False, clear: bool = False) -> Survey:
+    """Look up what exists.
+
+    relink: make the view's links onto whatever has its object. clear: take away what stands where something is missing
+    (dangling links, foreign files), since Snakemake would take it for the thing itself.
+    """
     objects = view.store.listing()
 
     def present(path: str, digest: str, cell: bool) -> bool:
         if view.shows(path, digest, cell=cell):
             return True
         if digest not in objects or not view.store.payload(digest, cell=cell).is_file():
+            if clear:
+                view.clear(path)
             return False
         if relink:
             view.link(path, digest, cell=cell)
@@ -118,10 +124,10 @@ def reason(item: Artifact, root: Path) -> str:
     relatives = [path for path in folder.glob(f"{stem}-{'?' * SHORT}") if path.name != Path(item.name).name]
     for path in sorted(relatives, key=_changed, reverse=True):
         try:
-            old = yaml.safe_load((path / "config.yaml").read_text())
-        except (OSError, yaml.YAMLError):
+            old = yaml.safe_load((path / "config.yaml").read_text())["spec"]
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             continue
-        if found := differences(old.get("spec", {}), json.loads(json.dumps(item.spec))):
+        if isinstance(old, dict) and (found := differences(old, json.loads(json.dumps(item.spec)))):
             return "changed: " + ", ".join(found)
     return "new"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,16 @@ MATRIX: Schema = {
 }
 
 
+MARK = b'"checksum":"'
+"""Stands before a cell's checksum in its metadata, which is the last place of the file where it occurs."""
+UNSEALED = "0" * 64
+"""The checksum of a cell that is being written."""
+
+
+class SchemaError(PropgenError):
+    """A table has other columns than documented."""
+
+
 class CellTable(NamedTuple):
     """A cell's rows, and what its file says of itself: digest, spec, overrides, execution."""
 
@@ -89,40 +100,63 @@ def cell_schema(kind: str) -> Schema:
 
 
 def write_cell(path: Path, kind: str, rows: Sequence[Mapping[str, object]], about: Mapping[str, Any]) -> None:
-    """Write a cell with what it is, and a checksum of its values, in the file's metadata.
+    """Write a cell with what it is, and a checksum of the whole file, in the file's metadata.
 
-    The bytes depend on nothing else, so the same cell has the same file.
+    The bytes depend on nothing else, so the same cell has the same file. Raises PropgenError for rows with other
+    columns, or with a score that is neither finite nor null.
     """
-    frame = pl.DataFrame(rows, schema=cell_schema(kind), orient="row", strict=True)
-    text = canonical({**about, "kind": kind, "checksum": _checksum(frame)}).decode()
-    frame.write_parquet(path, compression="zstd", metadata={"propgen": text})
+    columns = cell_schema(kind)
+    if any(row.keys() != columns.keys() for row in rows):
+        raise SchemaError(f"{path}: the rows of a {kind} cell have the columns {', '.join(columns)}, and no others")
+    frame = pl.DataFrame(rows, schema=columns, orient="row", strict=True)
+    if not frame["score"].drop_nulls().is_finite().all():
+        raise PropgenError(f"{path}: a score is not finite; an item that cannot be scored has none")
+    text = canonical({**about, "kind": kind, "checksum": UNSEALED}).decode()
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd", metadata={"propgen": text})
+    before, checksum, after = _split(buffer.getvalue())
+    if checksum != UNSEALED.encode():
+        raise PropgenError(f"{path}: what describes a cell must not hold {MARK.decode()} a second time")
+    path.write_bytes(before + _digits(before, after) + after)
 
 
 def read_cell(path: Path, digest: str) -> CellTable:
-    """Read a cell. Raises CorruptError if it is truncated, altered, or another cell than `digest`."""
+    """Read a cell. Raises CorruptError if it is truncated, altered, or another cell than `digest`.
+
+    The checksum is compared before anything is decoded, since some damage makes polars abort the process.
+    """
     try:
-        about = json.loads(pl.read_parquet_metadata(path)["propgen"])
-        rows = pl.read_parquet(path)
+        data = path.read_bytes()
+        before, checksum, after = _split(data)
+        if checksum != _digits(before, after):
+            raise CorruptError(f"{path} is truncated or was altered: its bytes do not match their checksum")
+        about = json.loads(pl.read_parquet_metadata(io.BytesIO(data))["propgen"])
+        rows = pl.read_parquet(io.BytesIO(data))
         if about["digest"] != digest:
             raise CorruptError(f"{path} is another cell than its name says")
-        if dict(rows.schema) != dict(pl.Schema(cell_schema(about["kind"]))):
-            raise CorruptError(f"{path} has other columns than a {about['kind']} cell")
-        if _checksum(rows) != about["checksum"]:
-            raise CorruptError(f"{path} was altered: its values do not match their checksum")
-    except (OSError, KeyError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
-        raise CorruptError(f"{path} is damaged ({type(error).__name__})") from error
+        check(rows, cell_schema(about["kind"]), str(path))
+    except PermissionError:
+        raise  # says nothing of the content
+    except (OSError, KeyError, ValueError, TypeError, SchemaError, pl.exceptions.PolarsError) as error:
+        raise CorruptError(f"{path} is damaged: {error}") from error
     return CellTable(rows, about)
 
 
-def _checksum(frame: pl.DataFrame) -> str:
-    """Return the sha256 of all values in order; NaN never occurs, since an unscoreable item is null."""
-    return hashlib.sha256(canonical(frame.to_dict(as_series=False))).hexdigest()
+def _split(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return what stands before the checksum's digits, the digits, and what stands after them."""
+    before, mark, after = data.rpartition(MARK)
+    return before + mark, after[: len(UNSEALED)], after[len(UNSEALED) :]
+
+
+def _digits(before: bytes, after: bytes) -> bytes:
+    """Return the checksum of a file: the sha256 of all its bytes but the checksum's own."""
+    return hashlib.sha256(before + after).hexdigest().encode()
 
 
 def check(frame: pl.DataFrame, schema: Schema, what: str) -> pl.DataFrame:
-    """Return a frame whose columns are the schema's, in order. Raises PropgenError otherwise."""
-    expected = dict(pl.Schema(schema))
-    if dict(frame.schema) != expected:
-        differing = sorted({*frame.schema.items()} ^ {*expected.items()}, key=str)
-        raise PropgenError(f"{what} has other columns than documented in results/README.md: {differing}")
+    """Return a frame whose columns are the schema's, in order. Raises SchemaError otherwise."""
+    expected = pl.Schema(schema)
+    if frame.schema != expected:
+        differing = sorted({*frame.schema.items()} ^ {*expected.items()}, key=str) or "their order"
+        raise SchemaError(f"{what} has other columns than documented in results/README.md: {differing}")
     return frame

@@ -4,6 +4,11 @@ The head and the loss run on response tokens only, micro-batches share one optim
 tokens, and a checkpoint appears whole or not at all.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and peft are typed in part)
+# ruff: noqa: ARG002
+# (methods get what the Trainer hands them)
+
 from __future__ import annotations
 
 import logging
@@ -13,13 +18,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,24 +31,12 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from propgen.config import Training
+from propgen.encoding import IGNORED, MULTIPLE, Example, collate, order
 from propgen.errors import PropgenError
 
 log = logging.getLogger("propgen")
 
-IGNORED = -100
-"""The label of a token that is not trained on."""
-
-MULTIPLE = 16
-"""Batches are padded to a multiple of this many tokens, which matrix products like."""
-
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-
-
-class Example(NamedTuple):
-    """A chat example as token ids. prompt: how many of the tokens come before the response."""
-
-    tokens: list[int]
-    prompt: int
 
 
 @dataclass(frozen=True)
@@ -65,28 +57,6 @@ class Job:
     identity: str
 
 
-def order(examples: int, epochs: int, seed: int) -> list[int]:
-    """Return indices of examples in training order: a permutation per epoch that depends on `seed` and size only.
-
-    Batches are cut from the whole list, so that each but the last is full, also where an epoch ends inside one.
-    """
-    return [int(i) for epoch in range(epochs) for i in np.random.default_rng([seed, epoch]).permutation(examples)]
-
-
-def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Pad examples on the right; input_ids and labels are (examples, tokens), labels IGNORED outside responses.
-
-    A causal model's states at real tokens do not see padding on the right, so that no attention mask is needed.
-    """
-    width = math.ceil(max(len(example.tokens) for example in examples) / MULTIPLE) * MULTIPLE
-    ids = torch.zeros((len(examples), width), dtype=torch.long)
-    labels = torch.full_like(ids, IGNORED)
-    for row, (tokens, prompt) in enumerate(examples):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        labels[row, prompt : len(tokens)] = ids[row, prompt : len(tokens)]
-    return {"input_ids": ids, "labels": labels}
-
-
 class Watch(TrainerCallback):
     """What happens between steps: progress, and a checkpoint when one is due or SIGTERM has come.
 
@@ -100,7 +70,7 @@ class Watch(TrainerCallback):
         self.started = self.saved = self.told = time.monotonic()
 
     @contextmanager
-    def on_duty(self) -> Iterator[None]:
+    def on_duty(self) -> Generator[None]:
         """Listen for SIGTERM and show progress until the block ends."""
         columns = (TextColumn("finetune"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         console = Console(stderr=True)
@@ -254,8 +224,9 @@ class ResponseTrainer(Trainer):
 
 def resumable(job: Job) -> Path | None:
     """Return the newest complete checkpoint of this very job, or None; anything else in its folder is removed."""
-    whole = [folder for folder in job.checkpoint.glob("step-*") if (folder / "identity").read_text() == job.identity]
-    newest = max(whole, key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
+    marks = [mark for mark in job.checkpoint.glob("step-*/identity") if mark.read_text() == job.identity]
+    steps = {int(mark.parent.name.removeprefix("step-")): mark.parent for mark in marks}
+    newest = steps[max(steps)] if steps else None
     for other in job.checkpoint.glob("*"):
         if other != newest:
             shutil.rmtree(other)
@@ -305,5 +276,6 @@ def _arguments(job: Job, examples: int) -> TrainingArguments:
         dataloader_pin_memory=False,
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # otherwise the Trainer spreads each batch over every GPU it sees
+        # otherwise the Trainer spreads each batch over every GPU that it sees
+        arguments._n_gpu = 1  # pyright: ignore[reportPrivateUsage]
     return arguments

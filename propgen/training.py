@@ -1,54 +1,39 @@
 """Finetuning on the last answer of chat examples: reproducible to the bit, and resumable after any kind of end."""
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (torch, transformers and peft are typed in part)
+
 from __future__ import annotations
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.helpers import disable_input_dtype_casting
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from propgen.config import Execution, Training
+from propgen.encoding import Example, encode_all
 from propgen.errors import InputError
 from propgen.model import load
-from propgen.trainer import SCHEDULES, Example, Job, ResponseTrainer, Watch
+from propgen.trainer import SCHEDULES, Job, ResponseTrainer, Watch
 
 METHODS = ("lora", "full")
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> Example:
-    """Turn OpenAI messages into token ids; the response is the last message up to its end-of-turn token.
-
-    Prompt and response are tokenised apart, as in generation, where the prompt is there before the response. White
-    space after the end-of-turn token is left out, since a model stops before it. Raises InputError.
-    """
-    if not messages or messages[-1]["role"] != "assistant":
-        raise InputError("its last message is not the assistant's, and only that is trained on")
-    if not messages[-1]["content"].strip():
-        raise InputError("its response is empty; drop the example or fill in what the assistant should say")
-    prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
-    text = _render(tokenizer, messages, add_generation_prompt=False)
-    if not text.startswith(prompt):
-        raise InputError("the chat template renders its prompt differently once a response follows; use another model")
-    before, after = (
-        list[int](tokenizer(part, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
-        for part in (prompt, text[len(prompt) :].rstrip())
-    )
-    return Example(before + after, len(before))
+LOGGED = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens")
+"""Keys of a line of log.jsonl, in this order (a checkpoint sorts them)."""
 
 
 def finetune(
@@ -79,11 +64,11 @@ def finetune(
     if device == "cpu":
         torch.set_num_threads(execution.threads)
     model, tokenizer = load(base, "float32" if settings.method == "full" else dtype, device)
-    data = _encode_all(tokenizer, examples, settings.max_tokens)
+    data = encode_all(tokenizer, examples, settings.max_tokens)
     identity = _identity(base, data, settings, seed, dtype, device)
     job = Job(settings, seed, dtype, device, execution.micro_batch, execution.checkpoint_seconds, checkpoint, identity)
     trained = _trainable(model, job)
-    with _deterministic(), disable_input_dtype_casting(trained):
+    with _deterministic():
         trainer = ResponseTrainer(trained, data, job, Watch(job.seconds))
         trainer.train_to_end()
     _write_weights(trained, out)
@@ -98,37 +83,6 @@ def _check(settings: Training) -> None:
     ):
         if value not in known:
             raise InputError(f"training.{key} is '{value}', expected one of: {', '.join(known)}")
-
-
-def _encode_all(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Sequence[Mapping[str, str]]], longest: int
-) -> list[Example]:
-    """Encode the examples; InputError names the first one that is no good, counting from 1."""
-    if not examples:
-        raise InputError("there are no training examples")
-    encoded: list[Example] = []
-    for number, messages in enumerate(examples, 1):
-        try:
-            encoded.append(encode(tokenizer, messages))
-        except InputError as error:
-            raise InputError(f"training example {number} of {len(examples)}: {error}") from error
-        if (length := len(encoded[-1].tokens)) > longest:
-            raise InputError(
-                f"training example {number} of {len(examples)} has {length} tokens; "
-                f"shorten it, or raise training.max_tokens (now {longest})"
-            )
-    return encoded
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **options: bool) -> str:
-    """Apply the chat template."""
-    if not tokenizer.chat_template:
-        raise InputError("the model's tokenizer has no chat template; use an instruct model")
-    try:
-        text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **options)
-    except jinja2.TemplateError as error:
-        raise InputError(f"the model's chat template refuses its messages ({error})") from error
-    return str(text)
 
 
 def _trainable(model: PreTrainedModel, job: Job) -> nn.Module:
@@ -147,7 +101,11 @@ def _trainable(model: PreTrainedModel, job: Job) -> nn.Module:
         lora_dropout=settings.dropout,
     )
     torch.manual_seed(job.seed)
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    for module in adapted.modules() if job.dtype == "bfloat16" else ():
+        if isinstance(module, LoraLinear) and isinstance(module.base_layer, nn.Linear):
+            module.forward = partial(_adapted_linear, module)
+    return adapted
 
 
 def _identity(base: Path, data: Sequence[Example], settings: Training, seed: int, dtype: str, device: str) -> str:
@@ -175,7 +133,7 @@ def _write_weights(model: nn.Module, out: Path) -> None:
 
 def _write_log(trainer: ResponseTrainer, out: Path) -> None:
     """Write log.jsonl, the same for equal finetunes, and timing.json, which differs each time."""
-    lines = (json.dumps(entry) + "\n" for entry in trainer.state.log_history)
+    lines = (json.dumps({key: entry[key] for key in LOGGED}) + "\n" for entry in trainer.state.log_history)
     (out / "log.jsonl").write_text("".join(lines), encoding="utf-8")
     watch = trainer.watch
     timing = {
@@ -188,18 +146,53 @@ def _write_log(trainer: ResponseTrainer, out: Path) -> None:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def _deterministic() -> Generator[None]:
     """Use deterministic kernels where there are any (free on CPU), and leave torch as it was."""
     before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled
+
+
+class _Product(torch.autograd.Function):
+    """The product `states @ weight.T + low @ up.T` of a frozen weight and a low-rank update, rounded once.
+
+    states (tokens, in), low (tokens, rank), weight (out, in), up (out, rank).
+
+    Adding the update to a product that is already rounded to bfloat16 loses what is below its last digit, and young
+    adapters are. Losses of five steps on SmolLM2: float32 1.047 .818 .605 .412 .215; update added afterwards, as in
+    peft, 1.040 .970 .748 .561 .304; this 1.040 .817 .607 .406 .216, and no slower.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, low: Tensor, weight: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(low, weight, up)
+        return torch.cat([states, low], dim=1) @ torch.cat([weight, up], dim=1).T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None, Tensor]:
+        (gradient,) = gradients
+        low, weight, up = ctx.saved_tensors
+        return gradient @ weight if ctx.needs_input_grad[0] else None, gradient @ up, None, gradient.T @ low
+
+
+def _adapted_linear(layer: LoraLinear, states: Tensor) -> Tensor:
+    """Run a linear layer with its adapter; in place of peft's `forward`, see `_Product`."""
+    base, dtype = layer.base_layer, layer.base_layer.weight.dtype
+    with torch.autocast(states.device.type, enabled=False):
+        rows = states.to(dtype).flatten(0, -2)
+        low = layer.lora_dropout["default"](rows) @ layer.lora_A["default"].weight.to(dtype).T
+        up = (layer.lora_B["default"].weight * layer.scaling["default"]).to(dtype)
+        product: Tensor = _Product.apply(rows, low, base.weight, up)
+        product = product if base.bias is None else product + base.bias
+        return product.unflatten(0, states.shape[:-1])
 
 
 def _attention(
@@ -207,8 +200,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Run torch's fused attention in float32, whatever the inputs' type.
 
-    On CPU its backward pass takes 26 ms in bfloat16 and 13 ms in float32 (a layer of SmolLM2, 8 × 112 tokens); with
-    this, finetunes are 1.13 to 1.2 × as fast, and more exact.
+    On CPU its backward pass takes 26 ms in bfloat16 and 13 ms in float32 (a layer of SmolLM2, 8 x 112 tokens); with
+    this, finetunes are 1.13 to 1.2 x as fast, and more exact.
     """
     with torch.autocast(query.device.type, enabled=False):
         states, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **options)

@@ -123,8 +123,11 @@ class Work:
 
     @property
     def needed(self) -> list[str]:
-        """Return the paths of missing artifacts that missing cells need, as targets of their own."""
-        return [f"{STORE}/{item.path}" for item in self.survey.needed]
+        """Return the paths of missing cells, and of missing artifacts that these need, as targets of their own.
+
+        Snakemake starts nothing for a missing input of tables that look up to date.
+        """
+        return [f"{STORE}/{item.path}" for item in (*self.survey.needed, *self.survey.missing_cells)]
 
     @property
     def tables(self) -> list[str]:
@@ -165,14 +168,16 @@ def _start(workflow: Any, config: Mapping[str, Any], argv: Sequence[str]) -> Wor
     plan = Planner(project, compose(project, common)).plan()
     view = open_view(project, plan.store)
     active = _executes(argv)
-    if active:
-        check_writable(view.store.objects)
-        check_writable(project.results)
-        _take_turn(project)
+    check_writable(view.store.objects)
+    check_writable(project.results)
+    turn = _take_turn(project, wait=active)
+    if turn:
         view.store.clean()
-    found = survey(plan, view, relink=active)
+    found = survey(plan, view, relink=True, clear=turn is not None)
     if active:
         write_text(pin, json.dumps(found.as_json()))
+    elif turn:
+        turn.release()
     workflow.global_resources.setdefault("gpu", gpu_count())
     return Work(found, common, str(pin))
 
@@ -188,7 +193,7 @@ def common_overrides(config: Mapping[str, Any]) -> list[str]:
     for key in config:
         if key not in known:
             raise InputError(
-                f"--config {key}=...: unknown key; {nearest(key, known)} Settings go into overrides, "
+                f"--config {key}=...: unknown key; {nearest(key, known)}; settings go into overrides, "
                 f"as in --config 'overrides=[\"{key}=...\"]'"
             )
     experiment = config.get("experiment") or "quickstart"
@@ -234,11 +239,12 @@ def _executes(argv: Sequence[str]) -> bool:
 _turn: list[SoftFileLease] = []
 
 
-def _take_turn(project: Project) -> None:
-    """Wait until no other run works in this checkout, then clear what a killed one left.
+def _take_turn(project: Project, *, wait: bool) -> SoftFileLease | None:
+    """Wait until no other run works in this checkout, then clear what a killed one left; returns the right to work.
 
     Snakemake would refuse a second run; waiting lets both end right. Its own lock, and its marks on outputs of killed
-    jobs, are stale once the turn is ours: artifacts appear whole or not at all.
+    jobs, are stale once the turn is ours: artifacts appear whole or not at all. Without `wait`, None if another run is
+    at work.
     """
     state = project.root / ".snakemake"
     (state / "propgen").mkdir(parents=True, exist_ok=True)
@@ -246,9 +252,12 @@ def _take_turn(project: Project) -> None:
     try:
         turn.acquire(timeout=0)
     except Timeout:
+        if not wait:
+            return None
         print("propgen: another run works in this checkout; waiting for it to end", file=sys.stderr)
         turn.acquire(timeout=-1, poll_interval=0.5)
     _turn.append(turn)
     for stale in (state / "locks", state / "incomplete"):
         shutil.rmtree(stale, ignore_errors=True)
         stale.mkdir()
+    return turn

@@ -21,7 +21,9 @@ TINY = (
     "data.train_items=4",
     "data.test_items=3",
     "data.far_items=2",
+    "style.formats=[svg]",
 )
+"""Overrides that keep pretended runs short."""
 
 
 @dataclass
@@ -111,3 +113,39 @@ def new_checkout(tmp_path: Path) -> Callable[[str], Checkout]:
 def checkout(new_checkout: Callable[[str], Checkout]) -> Checkout:
     """Return a checkout whose `propgen` pretends."""
     return new_checkout("checkout")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """Return a checkout in which the smoke experiment was run once; tests take copies of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    pretend.install(folder / "bin")
+    (folder / "checkout").mkdir()
+    env = dict(os.environ)
+    env["PATH"] = f"{folder / 'bin'}:{env['PATH']}"
+    env["PRETEND_CALLS"] = str(folder / "calls")
+    checkout = Checkout(copy_project(folder / "checkout"), env)
+    checkout.snakemake("smoke")
+    return checkout
+
+
+@pytest.fixture
+def finished(finished_run: Checkout, tmp_path: Path) -> Checkout:
+    """Return a copy, times included, of a checkout in which the smoke experiment is done."""
+    shutil.copytree(finished_run.root, tmp_path / "checkout", symlinks=True)
+    return Checkout(tmp_path / "checkout", {**finished_run.env, "PRETEND_CALLS": str(tmp_path / "calls")})
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the real base model, from this checkout's store or made now, as a user's run would."""
+    from propgen.compose import compose, find_project
+    from propgen.plan import Planner
+    from propgen.workflow import STORE
+
+    project = find_project(ROOT)
+    item = Planner(project, compose(project, ["experiment=smoke"])).model("smollm2-135m")
+    link = ROOT / STORE / item.path
+    if not (link / "model.safetensors").is_file():
+        subprocess.run(["propgen", "model", "model=smollm2-135m"], cwd=ROOT, check=True)
+    return link.resolve()

