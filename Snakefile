@@ -10,30 +10,42 @@ from propgen.workflow import start
 WORK = start(workflow, config)
 
 
-localrules: all, datasets, adapters, cells
+localrules:
+    all,
+    datasets,
+    adapters,
+    cells,
 
 
 rule all:
+    default_target: True
     input:
         WORK.needed,
         WORK.tables,
         WORK.figures,
-    default_target: True
+    message:
+        f"{WORK.plan.name} is complete"
 
 
 rule datasets:
     input:
         WORK.paths("dataset"),
+    message:
+        f"all datasets of {WORK.plan.name} are there"
 
 
 rule adapters:
     input:
         WORK.paths("finetune"),
+    message:
+        f"all adapters of {WORK.plan.name} are there"
 
 
 rule cells:
     input:
         WORK.paths("evaluate"),
+    message:
+        f"all cells of {WORK.plan.name} are there"
 
 
 include: "workflow/rules/model.smk"
@@ -45,4 +57,7 @@ include: "workflow/rules/figures.smk"
 
 
 onerror:
-    shell("(propgen matrix {args} partial=true && propgen figures {args} partial=true) || true", args=WORK.args(None, None))
+    shell(
+        "(propgen matrix {args} partial=true && propgen figures {args} partial=true) || true",
+        args=WORK.args(None, None),
+    )

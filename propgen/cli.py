@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from propgen import __version__
 from propgen.errors import PropgenError
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: Any,
     name: str,
     text: str,
     run: Callable[[argparse.Namespace], None],

@@ -99,7 +99,7 @@ class Training:
     rank, alpha: of LoRA; the update is scaled by alpha / rank, or alpha / sqrt(rank) if rank_stabilised.
     dropout: share of LoRA inputs dropped. learning_rate: peak. schedule: `linear`, `cosine` or `constant`.
     warmup: share of all steps. epochs: passes over the data. batch: examples per optimiser step.
-    weight_decay: of AdamW. clip: largest gradient norm. max_tokens: longest example in tokens; a longer one is an error.
+    weight_decay: of AdamW. clip: largest gradient norm. max_tokens: of the longest example; a longer one is an error.
     dtype: data type of the frozen weights and matrix products: `float32`, `bfloat16`, or `auto` (bfloat16 where the
         hardware multiplies in it); trained weights are always float32.
     """

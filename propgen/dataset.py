@@ -6,8 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from propgen.regime import Example
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 FILE = "train.jsonl"
 SHOWN = 3
@@ -21,10 +25,12 @@ def write(folder: Path, name: str, examples: Sequence[Example]) -> None:
     (folder / "card.md").write_text(card(name, examples), encoding="utf-8")
 
 
-def read(folder: Path) -> list[list[dict[str, str]]]:
-    """Return the conversations of a dataset, in order."""
+def read(folder: Path) -> Dataset:
+    """Return a dataset with one column, `messages`: a conversation a row, in order."""
+    from datasets import Dataset
+
     lines = (folder / FILE).read_text(encoding="utf-8").split("\n")  # no other sign ends a line of JSON
-    return [json.loads(line)["messages"] for line in lines if line]
+    return Dataset.from_list([json.loads(line) for line in lines if line])
 
 
 def card(name: str, examples: Sequence[Example]) -> str:

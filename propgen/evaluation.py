@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from propgen.bank import Item
 from propgen.config import Execution
@@ -50,7 +50,7 @@ class Scorer:
         from propgen.scoring import SCORERS
 
         model, tokenizer = self._loaded
-        return SCORERS[kind](model, tokenizer, items, self.execution.token_budget)
+        return SCORERS[kind](model, tokenizer, cast(Any, items), self.execution.token_budget)
 
 
 def evaluate(view: View, subject: Subject, columns: Sequence[Column], scorer: Scorer, record: dict[str, Any]) -> None:

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import polars as pl
 from matplotlib.figure import Figure
+from matplotlib.style import context
 
 from propgen.config import Style
 from propgen.errors import InputError, PropgenError, nearest
@@ -41,20 +38,19 @@ def draw(plan: Plan, folder: Path, style: Style) -> None:
     _check_style(style)
     matrix, about = read_matrix(folder / "matrix.parquet")
     (folder / "figures").mkdir(exist_ok=True)
-    with plt.style.context("default"), plt.rc_context(settings(style)):
+    with context(["default", settings(style)]):
         for name, *view in plan.panels:
             panel = make_panel(plan, matrix, *view)
             figure = heatmap(panel, caption(plan, panel, about), style)
             _save(figure, folder / "figures" / name, style)
-            plt.close(figure)
 
 
 def _check_style(style: Style) -> None:
     for kind in style.formats:
         if kind not in STABLE:
             raise InputError(f"style.formats: '{kind}' is unknown; expected some of {', '.join(STABLE)}")
-    if style.palette not in plt.colormaps():
-        raise InputError(f"style.palette: '{style.palette}' is unknown; {nearest(style.palette, plt.colormaps())}")
+    if style.palette not in matplotlib.colormaps:
+        raise InputError(f"style.palette: '{style.palette}' is unknown; {nearest(style.palette, matplotlib.colormaps)}")
 
 
 def read_matrix(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -70,7 +66,7 @@ def read_matrix(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
 
 
 def settings(style: Style) -> dict[Any, Any]:
-    """Return matplotlib's settings: names are shown as they are, and files depend on nothing but what is drawn."""
+    """Return matplotlib's settings beside its defaults: names are shown as they are, and files are always the same."""
     return {
         "font.family": style.font,
         "text.parse_math": False,
@@ -144,7 +140,7 @@ def _marks(panel: Panel) -> str:
 def _warnings(table: pl.DataFrame, about: dict[str, Any]) -> list[str]:
     found: list[str] = []
     if not table.is_empty() and int(table["n_seeds"].min()) < FEW:  # type: ignore[arg-type]
-        found.append(f"With fewer than {FEW} seeds in a row this is exploratory.")
+        found.append(f"With fewer than {FEW} seeds per row this is exploratory.")
     if missing := about.get("missing"):
         found.append(f"{len(missing)} cells of the experiment are missing (hatched, or left out of means).")
     if len(about.get("execution", [])) > 1:

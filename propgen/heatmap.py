@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
-import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 import seaborn as sns
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
@@ -32,6 +32,7 @@ from propgen.plan import Evaluation
 TITLE = "What finetuning on one trait does to the others"
 ROWS, COLUMNS, STRIP = "finetuned on", "evaluated on", "control \u2212 base"
 """Headings of the rows, of the columns, and of the controls' rows."""
+SLIDE = (13.333, 7.5)
 TITLE_SIZE, SUBTITLE_SIZE, NUMBER_SIZE, SCALE_SIZE, CAPTION_SIZE = 23.0, 15.0, 18.0, 14.0, 10.5
 ANNOTATED, DETAILED = (14, 20), (6, 8)
 """Up to so many columns and rows each cell shows its number, and its interval too."""
@@ -75,9 +76,13 @@ class Panel:
 def heatmap(panel: Panel, caption: str, style: Style) -> Figure:
     """Draw treatments by evaluated traits, and below them, apart, what the controls did to the base model.
 
-    Both parts share one diverging scale that is centred at 0. Missing cells are hatched.
+    Both parts share one diverging scale that is centred at 0. Missing cells are hatched. Sizes of text are those of a
+    slide, and grow and shrink with the page.
     """
-    figure = plt.figure(figsize=(style.width, style.height))
+    page = min(style.width / SLIDE[0], style.height / SLIDE[1])
+    style = replace(style, scale=style.scale * page)
+    figure = Figure(figsize=(style.width, style.height))
+    FigureCanvasAgg(figure)  # measures texts
     _Drawing(figure, panel, style).draw(caption)
     return figure
 
@@ -92,9 +97,9 @@ class _Drawing:
         panel = self.panel
         place = lay_out(self.labels(), self.style, self.write_title(), self.write_caption(caption))
         upper = self.draw_cells(place, panel.rows, place.top, ROWS)
+        below = place.top - place.height * len(panel.rows) - place.gap
+        self.label_columns(place, self.draw_cells(place, panel.controls, below, STRIP))
         self.draw_scale(place, upper)
-        top = place.top - place.height * len(panel.rows) - place.gap
-        self.label_columns(place, self.draw_cells(place, panel.controls, top, STRIP))
 
     # -- texts around the cells ------------------------------------------------------------------------------------
 
@@ -190,7 +195,7 @@ class _Drawing:
 
     def mark(self, axes: Axes, names: Iterable[str], place: Layout) -> None:
         """Hatch missing cells; put a dark border, whole within the cell, on those whose effect survives correction."""
-        line = _border(place)
+        line = self.border(place)
         x, y = line / 72 / place.width, line / 72 / place.height
         surviving = self.panel.survives(names)
         for (i, j), effect in np.ndenumerate(self.panel.grid(names, "effect")):
@@ -200,6 +205,10 @@ class _Drawing:
                 box = Rectangle((j + x, i + y), 1 - 2 * x, 1 - 2 * y, fill=False, edgecolor="0.05", linewidth=line)
                 axes.add_patch(box)
 
+    def border(self, place: Layout) -> float:
+        """Return the width of a significant cell's border, in points."""
+        return min(3.0 * self.style.scale, 8 * min(place.width, place.height))
+
     def annotate(self, axes: Axes, names: Iterable[str], place: Layout) -> None:
         """Write each cell's effect and, in a small matrix, its interval below it, as large as all have room."""
         panel = self.panel
@@ -207,7 +216,7 @@ class _Drawing:
             return
         effects, low, high = (panel.grid(names, value) for value in ("effect", "ci_low", "ci_high"))
         size, small = self.number_sizes(place)
-        colors = plt.get_cmap(self.style.palette)
+        colors = colormaps[self.style.palette]
         for (i, j), effect in np.ndenumerate(effects):
             if not np.isfinite(effect):
                 continue
@@ -221,7 +230,7 @@ class _Drawing:
 
     def number_sizes(self, place: Layout) -> tuple[float, float]:
         """Return the sizes of numbers and of intervals: the same in all cells of both parts."""
-        border = _border(place)
+        border = self.border(place)
         width, height = 0.95 * place.width - 4 * border / 72, 0.95 * 72 * place.height - 2 * border
         table = self.panel.table.drop_nulls("effect")
         numbers = [number(value) for value in table["effect"]] or ["0"]
@@ -232,11 +241,6 @@ class _Drawing:
         size = min(size, height / 2.3)
         intervals = (_interval(low, high) for low, high in known.select("ci_low", "ci_high").iter_rows())
         return size, min(0.75 * size, width / max(map(self.width, intervals)))
-
-
-def _border(place: Layout) -> float:
-    """Return the width of a significant cell's border."""
-    return min(3.0, 8 * min(place.width, place.height))
 
 
 def _write(

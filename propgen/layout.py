@@ -20,6 +20,8 @@ MARGIN, PAD = 0.3, 0.12
 """Blank border of the figure, and space between its parts."""
 LINE, CLOSE = 1.3, 1.08
 """Height of a line of text, and the least distance of labels, in sizes of their font."""
+SHARE, SMALL = 0.4, 8.0
+"""Cells take at least this share of the height, unless labels would have to be smaller than that."""
 LARGEST = (3.0, 1.2)
 """Width and height beyond which the cells of a small matrix do not grow."""
 ANGLE = math.radians(30)
@@ -40,7 +42,7 @@ class Layout(NamedTuple):
     """Left and upper edge of the cells, a cell's width and height, and the gap above the controls.
 
     label, heading: sizes. flat: whether the columns' labels lie flat. below: height that these take. fits: whether no
-    label touches the next one.
+    label touches the next one, and enough is left to the cells.
     """
 
     left: float
@@ -74,7 +76,8 @@ def _try(labels: Labels, style: Style, size: float, flat: bool, room: float, cei
     height = min(free / rows, LARGEST[1])
     left, width = _across(labels, style, size, heading, flat)
     needed = longest / 0.94 if flat else CLOSE * size / 72 / math.sin(ANGLE)
-    fits = height >= CLOSE * size / 72 and width >= needed
+    roomy = height * rows >= SHARE * room or height >= LARGEST[1] or size <= SMALL * style.scale
+    fits = roomy and height >= CLOSE * size / 72 and width >= needed
     top = ceiling - line - (free - height * rows) / 2
     return Layout(left, top, width, height, gap, size, heading, flat, below, fits)
 

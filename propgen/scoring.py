@@ -36,12 +36,16 @@ log = logging.getLogger("propgen")
 
 PROBE_GAP = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest difference between the two paths, in nats per token, that is rounding; 0.1 in 16-bit types."""
+
 _PROBED: WeakSet[PreTrainedModel] = WeakSet()
 """Models on which the two paths were found equal."""
+
 HEAD_ROWS = 1024
 """Tokens per call of the head, which bounds the memory of float32 logits (1024 x 128,000 are 0.5 GB)."""
+
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Config keys of models that change the logits behind their head."""
+
 QUESTION = (
     "Below are a message and two answers to it, A and B. Say which of the two answers you would give.\n\n"
     "Message:\n{message}\n\nAnswer A:\n{a}\n\nAnswer B:\n{b}\n\n"

@@ -89,7 +89,9 @@ def finetune(bench: Bench) -> None:
             dtype = resolve_dtype(config.training.dtype, device)
             checkpoint = bench.store.workspace(item.digest)
             seed: int = item.spec["config"]["seed"]
-            run(base, read(data), config.training, seed, dtype, config.execution, device, folder, checkpoint)
+            run(
+                base, read(data)["messages"], config.training, seed, dtype, config.execution, device, folder, checkpoint
+            )
         versions = _versions("torch", "transformers", "peft", "accelerate")
         record = {"device": device, "dtype": dtype, "versions": versions}
         _write_config(folder, item, record, _training_overrides(config.training, config.data.train_items))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -9,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
 from propgen.compose import Composition, compose, find_project
-from propgen.plan import Plan, Planner, Subject
+from propgen.plan import Evaluation, Plan, Planner, Subject
 from propgen.store import Store, View
-from propgen.survey import Survey, reason, survey
+from propgen.survey import Survey, is_base, reason, survey
 from propgen.workflow import open_view
 
 TRAIN_TOKENS_PER_SECOND = 230.0
@@ -25,6 +27,8 @@ START_SECONDS = 8.0
 CHARACTERS_PER_TOKEN = 4.4
 TEMPLATE_TOKENS = 40
 REASONS_SHOWN = 8
+MARKS, ASCII_MARKS = ("●", "○"), ("x", "-")
+"""A cell that is present, and one to run; the latter pair for terminals without Unicode."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ def show_plan(overrides: Sequence[str]) -> None:
     console.print(f"[bold]{plan.name}[/]: {_span(plan)}")
     console.print(_counts(plan, found))
     for item in found.needed[:REASONS_SHOWN]:
-        console.print(f"  {item.stage} {item.name}: {reason(item, view.root)}", highlight=False)
+        line = f"  {item.stage} {item.name}: {reason(item, view.root)}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if len(found.needed) > REASONS_SHOWN:
         console.print(f"  ... and {len(found.needed) - REASONS_SHOWN} more")
     if not found.cells:
@@ -58,20 +63,45 @@ def show_plan(overrides: Sequence[str]) -> None:
 
 
 def show_status(overrides: Sequence[str]) -> None:
-    """Print a grid of subjects by evaluations: a dot for a cell that is there, a circle for one to run."""
+    """Print a grid of subjects by evaluations, which have numbers as headings: each cell is present or to run.
+
+    As many evaluations as the terminal is wide stand beside each other, the others in further grids below.
+    """
     _, plan, found, _ = _look(overrides)
     console = Console()
-    table = Table(title=f"{plan.name}: {_span(plan)}", title_justify="left")
-    table.add_column("finetune", no_wrap=True)
-    for evaluation in plan.evaluations:
-        table.add_column(evaluation.name, justify="center", overflow="fold")
-    missing_artifacts = {item.name for item in found.missing("finetune")}
-    for subject in plan.subjects:
-        absent = set(found.cells.get(subject.name, ()))
-        marks = ["[yellow]○[/]" if e.name in absent else "[green]●[/]" for e in plan.evaluations]
-        table.add_row(_label(subject, subject.name in missing_artifacts and bool(absent)), *marks)
-    console.print(table)
-    console.print("● present   ○ to run   (*) its finetune is to run too")
+    console.print(f"[bold]{plan.name}[/]: {_span(plan)}")
+    to_train = {item.name for item in found.needed if item.stage == "finetune"}
+    labels = [_label(subject, subject.name in to_train) for subject in plan.subjects]
+    room = console.width - max(map(len, labels))
+    numbered = list(enumerate(plan.evaluations, 1))
+    wide = len(str(len(numbered))) + 1
+    count = max(1, room // wide)
+    present, absent = MARKS if console.encoding.startswith("utf") else ASCII_MARKS
+    for start in range(0, len(numbered), count):
+        block = numbered[start : start + count]
+        console.print(_grid(plan, found, labels, block, (f"[green]{present}[/]", f"[yellow]{absent}[/]")))
+    console.print(
+        Columns([f"{number:>{wide - 1}} {e.name}" for number, e in numbered], padding=(0, 3)), highlight=False
+    )
+    console.print(f"{present} present   {absent} to run   * its finetune is to run, too")
+
+
+def _grid(
+    plan: Plan, found: Survey, labels: Sequence[str], block: Sequence[tuple[int, Evaluation]], marks: tuple[str, str]
+) -> Table:
+    """Return the cells of some evaluations, under their numbers, with the rows of each base model together."""
+    table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False)
+    table.add_column(no_wrap=True)
+    for number, _ in block:
+        table.add_column(str(number), justify="right", no_wrap=True)
+    model = None
+    for subject, label in zip(plan.subjects, labels, strict=True):
+        if subject.model != model:
+            model = subject.model
+            table.add_row(f"[bold]{model}[/]")
+        missing = found.cells.get(subject.name, ())
+        table.add_row(label, *(marks[evaluation.name in missing] for _, evaluation in block))
+    return table
 
 
 def estimate(planner: Planner, found: Survey, view: View) -> Estimate:
@@ -81,7 +111,7 @@ def estimate(planner: Planner, found: Survey, view: View) -> Estimate:
     train = median(speeds) if speeds else TRAIN_TOKENS_PER_SECOND
     tokens = 0.0
     treatments = {treatment.name: treatment for treatment in found.plan.treatments}
-    jobs = found.missing("finetune")
+    jobs = [item for item in found.needed if item.stage == "finetune"]
     for adapter in jobs:
         examples = planner.examples(treatments[adapter.name.split("/")[1]])
         texts = sum(len(turn["content"]) for example in examples for turn in example["messages"])
@@ -104,13 +134,13 @@ def _look(overrides: Sequence[str]) -> tuple[Planner, Plan, Survey, View]:
 
 
 def _recorded_speeds(plan: Plan, store: Store) -> list[float]:
-    """Return tokens/s of finetunes that are there."""
+    """Return tokens/s of finetunes that are there and recorded it."""
     speeds: list[float] = []
     for adapter in plan.adapters:
         timing: Path = store.folder(adapter.digest) / "timing.json"
-        if timing.is_file():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             speeds.append(float(json.loads(timing.read_text())["tokens_per_second"]))
-    return speeds
+    return [speed for speed in speeds if speed > 0]
 
 
 def _counts(plan: Plan, found: Survey) -> Table:
@@ -135,7 +165,8 @@ def _span(plan: Plan) -> str:
 
 
 def _label(subject: Subject, trains: bool) -> str:
-    return f"{subject.model} {subject.treatment} seed {subject.seed}{' (*)' if trains else ''}"
+    seed = "" if is_base(subject) else f" seed {subject.seed}"
+    return f"  {subject.treatment}{seed}{' *' if trains else ''}"
 
 
 def _duration(seconds: float) -> str:

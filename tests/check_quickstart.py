@@ -1,6 +1,6 @@
 """Check the main job's outcome: every cell is there, and each trait's own effect is clearly positive.
 
-    python tests/check_quickstart.py results/quickstart
+Run as `python tests/check_quickstart.py results/quickstart`.
 """
 
 from __future__ import annotations

@@ -213,16 +213,20 @@ def test_a_whole_cell_in_anothers_place_is_quarantined(plan: Plan, view: View) -
         tabulate(plan, view)
 
 
-def test_q_is_of_tested_off_diagonal_cells_alone(tables: Tables) -> None:
+def test_q_is_of_tested_off_diagonal_cells_alone(view: View) -> None:
     """Diagonal and controls have p but no q; off the diagonal q is at least p, within model, protocol and context."""
-    matrix = tables.matrix
+    plan = make_plan(("honesty", "formality"), models=("m", "n"), views=(*VIEWS, ("contrast", "far")))
+    fill(plan, view, noise)
+    matrix = tabulate(plan, view).matrix
     off = pl.col("trained").is_not_null() & (pl.col("trained") != pl.col("evaluated"))
     assert matrix.filter(off)["q"].null_count() == 0
     assert (matrix.filter(off)["q"] >= matrix.filter(off)["p"]).all()
     rest = matrix.filter(~off.fill_null(False))
     assert rest["q"].null_count() == rest.height
     assert rest["p"].null_count() == 0
-    for group in matrix.filter(off).partition_by("model", "protocol", "context"):
+    groups = matrix.filter(off).partition_by("model", "protocol", "context")
+    assert len(groups) == 6
+    for group in groups:
         assert group.height == 2
         assert group["q"].max() == pytest.approx(group["p"].max())
 

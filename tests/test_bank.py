@@ -93,7 +93,7 @@ def test_signs_that_python_takes_for_line_ends_are_text(file: Path, tmp_path: Pa
     assert bank.items[0]["positive"] == item["positive"]  # type: ignore[typeddict-item]
     examples = build("demonstration", {"a": bank}, Data(train_items=1))
     write(tmp_path, "a", examples)
-    assert read(tmp_path) == [examples[0]["messages"]]
+    assert list(read(tmp_path)["messages"]) == [examples[0]["messages"]]
 
 
 def test_domains_come_in_turn(file: Path) -> None:

@@ -117,6 +117,7 @@ def test_a_busy_cell_is_left_to_the_other_run_and_linked_at_the_end(plan: Plan, 
 
     class Slow(FakeScorer):
         def score(self, kind: str, items: Sequence[Item]) -> list[dict[str, object]]:
+            assert not (view.root / busy.path).is_symlink()
             if len(self.asked) == 2:  # the last cell: now the other run gets done
                 view.store.folder(busy.digest).mkdir(parents=True)
                 view.store.payload(busy.digest, cell=True).write_text("the other's")

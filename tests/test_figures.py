@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 import polars as pl
 import pytest
@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.style import context
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from synthetic import make_matrix, make_plan, write_matrix
@@ -28,7 +29,10 @@ from propgen.figures import caption, draw, make_panel, read_matrix, settings
 from propgen.heatmap import COLUMNS, ROWS, STRIP, Panel, heatmap, number
 from propgen.plan import Plan
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [
+    pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning"),
+    pytest.mark.filterwarnings("ignore:The set_bad function"),  # of seaborn
+]
 TRAITS = ("honesty", "sycophancy", "risk-seeking", "formality", "agreeableness", "power-seeking", "self-preservation")
 TRAITS += (
     "corrigibility",
@@ -43,7 +47,7 @@ BOTH = ("control-shuffled", "control-benign")
 
 @dataclass(frozen=True)
 class Case:
-    """What is drawn: names, share of missing rows, and style."""
+    """What is drawn: names, share of missing rows, style, and the least size of labels in points."""
 
     trained: Sequence[str]
     evaluated: Sequence[str] | None = None
@@ -51,7 +55,8 @@ class Case:
     alone: bool = False
     controls: Sequence[str] = BOTH
     model: str = "smollm2-135m"
-    style: Style = Style()
+    style: Style = field(default_factory=Style)
+    least: float = 15.0
 
     def plan(self) -> Plan:
         """Return the plan of one panel."""
@@ -71,34 +76,36 @@ def names(count: int) -> list[str]:
 CASES = {
     "1x1": Case(names(1), controls=BOTH[:1]),
     "4x4": Case(names(4), controls=BOTH[:1]),
-    "6x6": Case(names(6)),
-    "12x12": Case(names(12), missing=0.1),
-    "40x40": Case(names(40), missing=0.03),
+    "6x6": Case(names(6), least=13),
+    "12x12": Case(names(12), missing=0.1, least=11),
+    "40x40": Case(names(40), missing=0.03, least=5.5),
     "one row": Case(names(1), names(10)),
     "one column": Case(names(9), names(1)),
-    "3 rows, 25 columns": Case(names(3), names(25), missing=0.2),
+    "3 rows, 25 columns": Case(names(3), names(25), missing=0.2, least=12),
     "all missing": Case(names(4), missing=1.1),
     "one seed": Case(names(4), alone=True),
-    "very long names": Case([f"{name}-in-{'very-' * 8}long-conversations" for name in names(5)], model="m" * 150),
-    "large text": Case(names(8), style=Style(scale=1.4)),
-    "small page": Case(names(5), style=Style(width=7, height=5)),
+    "very long names": Case(
+        [f"{name}-in-{'very-' * 8}long-conversations" for name in names(5)], model="m" * 150, least=7.9
+    ),
+    "long columns": Case(["wit"], [f"{name}-under-pressure" for name in names(9)[::-1]], controls=("c",), least=13),
+    "large text": Case(names(8), style=Style(scale=1.4), least=12),
+    "small page": Case(names(5), style=Style(width=7, height=5), least=6),
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-@pytest.fixture
-def figure(case: Case) -> Iterator[Figure]:
-    """Return the drawn figure of a case."""
-    with plt.style.context("default"), plt.rc_context(settings(case.style)):
+@pytest.fixture(scope="module")
+def figure(case: Case) -> Figure:
+    """Return the figure of a case, drawn once for all tests."""
+    with context(["default", settings(case.style)]):
         panel = case.panel()
         figure = heatmap(panel, caption(case.plan(), panel, ABOUT | {"missing": ["a cell"] * 7}), case.style)
-        figure.canvas.draw()
-        yield figure
-        plt.close(figure)
+        figure.draw_without_rendering()
+        return figure
 
 
 def texts(figure: Figure) -> list[Text]:
@@ -132,7 +139,7 @@ def test_nothing_is_cut_and_nothing_collides(figure: Figure, case: Case) -> None
     if len(flat) < 400:
         assert max(overlap(*pair) for pair in combinations(flat, 2)) <= 1
     slanted = [text for text in boxes if text.get_rotation() not in (0, 90)]
-    for one, other in zip(slanted, slanted[1:], strict=False):
+    for one, other in pairwise(slanted):
         apart = boxes[other].x1 - boxes[one].x1
         assert apart * math.sin(math.radians(one.get_rotation())) >= one.get_fontsize() * figure.dpi / 72
     below = min((boxes[text].y0 for text in slanted), default=math.inf)
@@ -157,13 +164,10 @@ def test_texts_stand_clear_of_the_cells(figure: Figure, case: Case) -> None:
                 assert box.height <= 1.5 * height
 
 
-def test_the_labels_are_as_large_as_they_can_be(figure: Figure) -> None:
-    """On a slide, up to twelve traits are labelled in at least 11 points, and four in at least 15."""
-    upper, _ = grids(figure)
-    smallest = min(text.get_fontsize() for text in (*upper.get_yticklabels(), *figure.axes[1].get_xticklabels()))
-    rows = len(upper.get_yticks())
-    if figure.get_size_inches()[0] > 13 and "very" not in upper.get_yticklabels()[0].get_text():
-        assert smallest >= {True: 15, rows <= 12: 11}.get(rows <= 4 and len(figure.axes[1].get_xticks()) <= 4, 5)
+def test_labels_are_large_enough(figure: Figure, case: Case) -> None:
+    """The smallest label has the size that is asked of the case: for the back of a room where there is room."""
+    upper, lower = grids(figure)
+    assert min(text.get_fontsize() for text in (*upper.get_yticklabels(), *lower.get_xticklabels())) >= case.least
 
 
 def test_the_controls_stand_apart(figure: Figure) -> None:
@@ -228,7 +232,7 @@ def test_survival_is_by_q_off_the_diagonal_and_by_p_on_it_and_for_controls() -> 
 def test_numbers_can_be_read_on_their_colour() -> None:
     """The contrast of every number with its cell is at least 4.5 (WCAG AA), from the palest to the darkest."""
     case = CASES["12x12"]
-    with plt.rc_context(settings(case.style)):
+    with context(["default", settings(case.style)]):
         panel = case.panel()
         figure = heatmap(panel, "caption", case.style)
         upper, _ = grids(figure)
@@ -237,7 +241,6 @@ def test_numbers_can_be_read_on_their_colour() -> None:
             if text.get_text() != ROWS:
                 x, y = text.xy  # type: ignore[attr-defined]
                 assert contrast(text.get_color(), colors[int(y), int(x)]) >= 4.5
-        plt.close(figure)
 
 
 def contrast(*both: object) -> float:
@@ -326,7 +329,7 @@ def test_a_caption_speaks_only_of_what_is_drawn() -> None:
     assert "No cell has a border" in alone
     assert "Brackets" not in alone
     assert "1 seed per row" in alone
-    assert "fewer than 3 seeds" in alone
+    assert "fewer than 3 seeds per row" in alone
     assert not {"n:", "None", "border"} & set(caption_of(CASES["all missing"]).split())
 
 
@@ -344,14 +347,14 @@ def test_a_caption_warns_of_missing_cells_and_of_mixtures() -> None:
 
 def test_the_same_table_draws_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In all formats, whatever the time and the user's own matplotlib settings; and no scratch remains."""
-    plan = make_plan(("honesty", "formality"), views=[("contrast", "id"), ("choice", "far")])
+    plan = make_plan(("honesty",), views=[("contrast", "id"), ("choice", "far")])
     matrix, style = make_matrix(plan), Style(dpi=50)
     for name in ("one", "other"):
         write_matrix(tmp_path / name, plan, matrix)
         draw(plan, tmp_path / name, style)
         monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
-        monkeypatch.setitem(plt.rcParams, "axes.edgecolor", "red")
-        monkeypatch.setitem(plt.rcParams, "xtick.labelsize", 40)
+        monkeypatch.setitem(matplotlib.rcParams, "axes.edgecolor", "red")
+        monkeypatch.setitem(matplotlib.rcParams, "xtick.labelsize", 40)
     files = sorted((tmp_path / "one/figures").iterdir())
     stems = ("heatmap", "heatmap-m-choice-far")
     assert [file.name for file in files] == sorted(f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf"))
@@ -368,11 +371,10 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     text = (tmp_path / "figures/heatmap.svg").read_text()
     assert not [element for element in ElementTree.fromstring(text).iter() if "script" in element.tag.lower()]
     panel = make_panel(plan, make_matrix(plan), "m_$1$<script>", "contrast", "id")
-    with plt.rc_context(settings(Style())):
+    with context(["default", settings(Style())]):
         figure = heatmap(panel, caption(plan, panel, ABOUT), Style())
         assert set(odd) <= {text.get_text() for text in texts(figure)}
         assert not any(text.get_parse_math() for text in texts(figure))
-        plt.close(figure)
 
 
 def test_brackets_in_a_folder_are_no_pattern(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import resource
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from conftest import Checkout
 
@@ -26,7 +28,7 @@ regimes: [demonstration]
 protocols: [contrast]
 contexts: [id]
 seeds: [0, 1, 2, 3, 4]
-controls: {{regimes: [control-shuffled], seeds: [0]}}
+controls: {{regimes: [control-shuffled], seeds: [0, 1, 2, 3]}}
 data: {{train_items: 4, test_items: 2}}
 """
 
@@ -53,7 +55,7 @@ def write_experiment(root: Path) -> None:
         text = f"source: wheel:pretend=={k}\nfile: a.gguf\nsha256: {'abc'[k] * 64}\n"
         (root / f"conf/model/m{k}.yaml").write_text(text)
     text = EXPERIMENT.format(traits=", ".join(names), trained=", ".join(names[:26]))
-    (root / "conf/experiment/scale.yaml").write_text(text.replace("seeds: [0]}", "seeds: [0, 1, 2, 3]}"))
+    (root / "conf/experiment/scale.yaml").write_text(text)
 
 
 def fill(checkout: Checkout) -> Plan:
@@ -74,10 +76,20 @@ def fill(checkout: Checkout) -> Plan:
     return plan
 
 
-def measure(checkout: Checkout, *arguments: str) -> tuple[float, int, str]:
-    """Run Snakemake's dry run; returns seconds, the largest resident memory in MB, and what it printed."""
-    command = ["python", "-m", "snakemake", "--cores", "2", *arguments, "--config", "experiment=scale"]
-    before = time.monotonic()
-    process = subprocess.Popen(command, cwd=checkout.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    text, _ = process.communicate()
-    return time.monotonic() - before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024, text
+class Figures(NamedTuple):
+    """What a command took: seconds by the clock, seconds of processor time, peak resident memory; and what it said."""
+
+    wall: float
+    cpu: float
+    megabytes: int
+    text: str
+
+
+def measure(checkout: Checkout, *arguments: str) -> Figures:
+    """Run Snakemake on the large experiment and measure it."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--config", "experiment=scale"]
+    before, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=checkout.root, capture_output=True, text=True, check=True)
+    wall, now = time.monotonic() - before, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    return Figures(wall, cpu, now.ru_maxrss // 1024, done.stdout + done.stderr)

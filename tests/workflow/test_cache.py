@@ -1,14 +1,20 @@
-"""What design promises of the cache, with the real Snakemake, plan and store, and a pretend propgen behind the rules."""
+"""What the cache promises, with the real Snakemake, plan and store, and a pretend propgen behind the rules."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Checkout
+import polars as pl
+import yaml
+from conftest import TINY, Checkout
+
+from propgen.bank import load
 
 NOTHING = "Nothing to be done"
 
@@ -30,14 +36,12 @@ def jobs(text: str) -> dict[str, int]:
     return counts
 
 
-def edit_item(path: Path, split: str, place: int = 0) -> None:
-    """Change one word of the positive answer of an item of a split."""
-    lines = path.read_text().splitlines()
-    number = [i for i, line in enumerate(lines) if json.loads(line)["split"] == split][place]
-    item = json.loads(lines[number])
-    item["positive"] += " Indeed."
-    lines[number] = json.dumps(item)
-    path.write_text("\n".join(lines) + "\n")
+def edit(path: Path, item: str) -> None:
+    """Add a word to an item's positive answer."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["positive"] += " Indeed." if row["item"] == item else ""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def test_a_second_run_finds_nothing_to_do(finished: Checkout) -> None:
@@ -122,8 +126,9 @@ def test_batch_size_cores_and_device_are_nobodys_business(finished: Checkout) ->
 
 
 def test_an_edited_training_item_remakes_its_dataset_finetunes_and_cells(finished: Checkout) -> None:
-    """Only the edited trait's row changes (the control draws other items: an even number of them is used)."""
-    edit_item(finished.root / "conf/trait/formality.jsonl", "train", place=1)
+    """Only the edited trait's row changes; the control draws the first item of each trait, and this is the second."""
+    bank = finished.root / "conf/trait/formality.jsonl"
+    edit(bank, load(bank).train(4)[1]["item"])
     finished.snakemake("smoke")
     kinds = [call.split()[0] for call in finished.calls]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"finetune": 1, "load": 1, "score": 2}
@@ -134,7 +139,8 @@ def test_an_edited_training_item_remakes_its_dataset_finetunes_and_cells(finishe
 
 def test_an_edited_test_item_remakes_one_column_and_no_finetune(finished: Checkout) -> None:
     """Each subject is loaded once for the one column."""
-    edit_item(finished.root / "conf/trait/formality.jsonl", "test")
+    bank = finished.root / "conf/trait/formality.jsonl"
+    edit(bank, load(bank).test("id", 3)[2]["item"])
     finished.snakemake("smoke")
     calls = finished.calls
     assert not [call for call in calls if call.startswith("finetune")]
@@ -144,7 +150,8 @@ def test_an_edited_test_item_remakes_one_column_and_no_finetune(finished: Checko
 
 def test_an_item_that_is_not_used_changes_nothing(finished: Checkout) -> None:
     """Digests cover the items used, not the file."""
-    edit_item(finished.root / "conf/trait/formality.jsonl", "train", place=-1)
+    bank = finished.root / "conf/trait/formality.jsonl"
+    edit(bank, load(bank).train(60)[-1]["item"])
     assert NOTHING in finished.snakemake("smoke")
 
 
@@ -242,9 +249,6 @@ def test_objects_survive_snakemakes_deletion_of_outputs(finished: Checkout) -> N
 
 def test_remaking_an_artifact_from_its_own_config_gives_the_same_digest(finished: Checkout, tmp_path: Path) -> None:
     """The overrides kept with each artifact make it again, in an empty store, to the same name."""
-    import polars as pl
-    import yaml
-
     places = [("model", "models/*"), ("dataset", "datasets/*"), ("finetune", "adapters/*/*/*")]
     store = f"store={tmp_path / 'again'}"
     for stage, pattern in places:
@@ -270,12 +274,7 @@ def test_job_processes_read_the_pinned_plan_and_no_bank(finished: Checkout) -> N
         "work = start(N(is_main_process=False), json.loads({config!r}), [])\n"
         "print(len(work.jobs('finetune')[0].choices), len(work.paths('evaluate')))\n"
     )
-    from conftest import TINY
-
     config = json.dumps({"experiment": "smoke", "overrides": [*TINY, "training.learning_rate=1e-5"]})
-    import subprocess
-    import sys
-
     script = code.format(root=str(finished.root), config=config)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, check=False)
     assert done.stdout.split() == ["3", "8"], done.stderr

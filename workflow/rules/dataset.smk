@@ -8,17 +8,17 @@ for job in WORK.jobs("dataset"):
             job.needs,
         output:
             directory(job.outputs),
-        wildcard_constraints:
-            name=job.names,
-        params:
-            args=job.args,
         log:
             "results/store/logs/dataset/{name}.log",
         benchmark:
             "results/store/benchmarks/dataset/{name}.tsv"
+        wildcard_constraints:
+            name=job.names,
         threads: 1
         resources:
             gpu=0,
+        params:
+            args=job.args,
         message:
             "write dataset {wildcards.name}"
         shell:

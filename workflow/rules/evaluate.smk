@@ -8,17 +8,17 @@ for job in WORK.jobs("evaluate"):
             job.needs,
         output:
             job.outputs,
-        wildcard_constraints:
-            name=job.names,
-        params:
-            args=job.args,
         log:
             "results/store/logs/evaluate/{name}.log",
         benchmark:
             "results/store/benchmarks/evaluate/{name}.tsv"
+        wildcard_constraints:
+            name=job.names,
         threads: 1
         resources:
             gpu=WORK.gpu,
+        params:
+            args=job.args,
         message:
             "evaluate {wildcards.name}"
         shell:

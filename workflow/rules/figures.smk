@@ -4,13 +4,13 @@ rule figures:
         WORK.tables,
     output:
         report(WORK.figures, caption="../captions/heatmap.rst", category="Matrix"),
-    params:
-        digest=WORK.plan.figures_digest,
-        args=WORK.args,
     log:
         f"results/store/logs/figures/{WORK.plan.name}.log",
     benchmark:
         f"results/store/benchmarks/figures/{WORK.plan.name}.tsv"
+    params:
+        digest=WORK.plan.figures_digest,
+        args=WORK.args,
     message:
         f"draw the figures of {WORK.plan.name}"
     shell:

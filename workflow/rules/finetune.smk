@@ -8,17 +8,17 @@ for job in WORK.jobs("finetune"):
             job.needs,
         output:
             directory(job.outputs),
-        wildcard_constraints:
-            name=job.names,
-        params:
-            args=job.args,
         log:
             "results/store/logs/finetune/{name}.log",
         benchmark:
             "results/store/benchmarks/finetune/{name}.tsv"
+        wildcard_constraints:
+            name=job.names,
         threads: 1
         resources:
             gpu=WORK.gpu,
+        params:
+            args=job.args,
         message:
             "finetune {wildcards.name}"
         shell:

@@ -4,13 +4,13 @@ rule matrix:
         WORK.paths("evaluate"),
     output:
         WORK.tables,
-    params:
-        digest=WORK.plan.matrix_digest,
-        args=WORK.args,
     log:
         f"results/store/logs/matrix/{WORK.plan.name}.log",
     benchmark:
         f"results/store/benchmarks/matrix/{WORK.plan.name}.tsv"
+    params:
+        digest=WORK.plan.matrix_digest,
+        args=WORK.args,
     message:
         f"tabulate {WORK.plan.name}"
     shell:

@@ -8,17 +8,17 @@ for job in WORK.jobs("model"):
             job.needs,
         output:
             directory(job.outputs),
-        wildcard_constraints:
-            name=job.names,
-        params:
-            args=job.args,
         log:
             "results/store/logs/model/{name}.log",
         benchmark:
             "results/store/benchmarks/model/{name}.tsv"
+        wildcard_constraints:
+            name=job.names,
         threads: 1
         resources:
             gpu=0,
+        params:
+            args=job.args,
         message:
             "fetch base model {wildcards.name}"
         shell:

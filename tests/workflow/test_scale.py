@@ -1,0 +1,30 @@
+"""Planning 54,675 cells (405 subjects x 135 evaluations), with pretend artifacts, through the real plan and store."""
+
+from __future__ import annotations
+
+import pytest
+import scale
+from conftest import Checkout
+
+NOTHING = "Nothing to be done"
+
+
+@pytest.mark.scale
+def test_planning_54675_cells_takes_seconds(checkout: Checkout) -> None:
+    """Limits are in processor seconds, which a busy machine changes less than the clock; memory in MB."""
+    scale.write_experiment(checkout.root)
+    fresh = scale.measure(checkout, "-n", "-q", "all")
+    plan = scale.fill(checkout)
+    scale.measure(checkout, "-n", "-q", "all")  # links everything
+    nothing = scale.measure(checkout, "-n", "cells")
+    gone = list(plan.cells)[30_000]
+    (checkout.store / gone.path).resolve().unlink()
+    one = scale.measure(checkout, "-n", "cells")
+    for name, figures in (("fresh", fresh), ("nothing to do", nothing), ("one missing", one)):
+        print(f"{name}: {figures.wall:.1f} s ({figures.cpu:.1f} s of processor time), {figures.megabytes} MB")
+    assert NOTHING in nothing.text
+    assert gone.path.rpartition("/")[2] in one.text
+    assert fresh.cpu <= 35
+    assert nothing.cpu <= 7
+    assert one.cpu <= 7
+    assert max(fresh.megabytes, nothing.megabytes, one.megabytes) <= 600
