@@ -35,6 +35,11 @@ class Project:
         """The folder of everything that is made."""
         return self.root / "results"
 
+    @property
+    def state(self) -> Path:
+        """The folder of what propgen remembers between runs: the pinned plan, and content of local models."""
+        return self.root / ".snakemake" / "propgen"
+
     def options(self, group: str) -> list[str]:
         """Return the names that a config group offers."""
         return sorted(path.stem for path in (self.conf / group).glob("*.yaml"))

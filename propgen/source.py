@@ -8,10 +8,11 @@ import re
 from enum import Enum
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from propgen.config import Model
 from propgen.errors import InputError
+from propgen.files import file_sha256, write_text
 
 WEIGHTS = "*.safetensors"
 KEPT = (
@@ -102,14 +103,22 @@ def content(path: Path) -> str:
     """
     digest = hashlib.sha256()
     for file in files(path):
-        digest.update(f"{file.name}\0{sha256(file)}\0".encode())
+        digest.update(f"{file.name}\0{file_sha256(file)}\0".encode())
     return digest.hexdigest()
 
 
-def sha256(file: Path) -> str:
-    """Return the sha256 (hex) of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def remembered_content(path: Path, memory: Path) -> str:
+    """Return `content(path)`, from the JSON file `memory` as long as the files keep their sizes and times."""
+    state = [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files(path)]
+    try:
+        known: dict[str, Any] = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = {}
+    key = str(path.resolve())
+    if key not in known or known[key]["files"] != state:
+        known[key] = {"files": state, "content": content(path)}
+        write_text(memory, json.dumps(known, indent=1))
+    return known[key]["content"]
 
 
 def _kept(name: str) -> bool:

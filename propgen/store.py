@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import re
 import shutil
 import socket
-import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ import psutil
 from filelock import SoftFileLease, Timeout
 
 from propgen.errors import InputError, PropgenError
+from propgen.files import file_sha256
 
 MANIFEST = "manifest.json"
 """File of an object that lists its files with size and sha256; absent in cells, which carry their own checksum."""
@@ -238,12 +237,6 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
 
 
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -262,17 +255,6 @@ def _alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def drop(root: Path, paths: Sequence[Path]) -> list[Path]:

@@ -23,8 +23,9 @@ from propgen.compose import Project, check_writable, compose, find_project
 from propgen.device import gpu_count
 from propgen.digest import SHORT, digest
 from propgen.errors import InputError, PropgenError, nearest
+from propgen.files import write_text
 from propgen.plan import BASE, FOLDERS, Plan, Planner, Subject, cell_file
-from propgen.store import LEASE_SECONDS, Store, View, write_text
+from propgen.store import LEASE_SECONDS, Store, View
 from propgen.survey import Group, Survey, is_base, survey
 
 STORE = "results/store"

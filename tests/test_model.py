@@ -21,7 +21,7 @@ from tiny import write_tiny_model
 from propgen.config import Execution, Model, Training
 from propgen.errors import InputError, PropgenError
 from propgen.model import fetch, load, load_adapted
-from propgen.source import check_source, content
+from propgen.source import check_source, content, remembered_content
 from propgen.training import finetune
 
 COMMIT = "0123456789" * 4
@@ -326,3 +326,17 @@ def test_the_wheel_becomes_the_same_bytes_each_time(smollm2: Path, tmp_path: Pat
     assert tokenizer.apply_chat_template(MESSAGES, tokenize=False)
     for file in folder.glob("*.json"):
         assert str(tmp_path) not in file.read_text()
+
+
+def test_the_content_of_a_local_model_is_remembered_until_a_file_changes(tmp_path: Path) -> None:
+    """Hashing gigabytes at each plan would hurt; a file with another size or time is read again."""
+    folder, memory = tmp_path / "model", tmp_path / "state" / "content.json"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"one")
+    first = remembered_content(folder, memory)
+    assert first == content(folder)
+    kept = memory.read_bytes()
+    assert remembered_content(folder, memory) == first
+    assert memory.read_bytes() == kept
+    (folder / "model.safetensors").write_bytes(b"other")
+    assert remembered_content(folder, memory) == content(folder) != first

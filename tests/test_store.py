@@ -16,7 +16,8 @@ from synthetic import make_view
 
 from propgen import store as module
 from propgen.errors import InputError
-from propgen.store import CELL, MANIFEST, CorruptError, Store, View, drop, write_text
+from propgen.files import write_text
+from propgen.store import CELL, MANIFEST, CorruptError, Store, View, drop
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 CHILD = """
