@@ -90,7 +90,15 @@ def finetune(bench: Bench) -> None:
             checkpoint = bench.store.workspace(item.digest)
             seed: int = item.spec["config"]["seed"]
             run(
-                base, list(read(data)["messages"]), config.training, seed, dtype, config.execution, device, folder, checkpoint
+                base,
+                list(read(data)["messages"]),
+                config.training,
+                seed,
+                dtype,
+                config.execution,
+                device,
+                folder,
+                checkpoint,
             )
         versions = _versions("torch", "transformers", "peft", "accelerate")
         record = {"device": device, "dtype": dtype, "versions": versions}
