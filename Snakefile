@@ -57,6 +57,7 @@ include: "workflow/rules/figures.smk"
 
 
 onerror:
+    # What is there, in results/<experiment>/partial/; complete tables and figures stay as they are.
     shell(
         "(propgen matrix {args} partial=true && propgen figures {args} partial=true) || true",
         args=WORK.args(None, None),

@@ -57,9 +57,13 @@ def tabulate(plan: Plan, view: View, *, partial: bool = False) -> Tables:
     """
     reads, missing = _read_all(plan, view)
     if missing and not partial:
-        raise PropgenError(f"{len(missing)} cells are missing, first {missing[0]}; `snakemake --cores all` makes them")
+        raise PropgenError(
+            f"{len(missing)} cells are missing, first {missing[0]}; run the experiment with snakemake to make them"
+        )
     if not reads:
-        raise PropgenError("no cell is there yet, so there is nothing to tabulate; `snakemake --cores all` makes them")
+        raise PropgenError(
+            "no cell is there yet, so there is nothing to tabulate; run the experiment with snakemake to make them"
+        )
     treatments = {treatment.name: treatment for treatment in plan.treatments}
     items = pl.concat([_item_rows(read, treatments) for read in reads], how="diagonal_relaxed")
     cells = _cells(plan, reads, treatments)
@@ -247,7 +251,7 @@ def _statistics(
     deviation = _item_deviation(base)
     transfer = inference.transfer((arm, against), own, level) if own else inference.NO_TRANSFER
     return {
-        **{key: value for key, value in asdict(effect).items() if key != "df"},
+        **asdict(effect),
         "n_seeds": len(arm.seeds),
         "n_controls": 0 if against.cell.subject.treatment == BASE else len(against.seeds),
         "n_items": arm.scores.shape[1],

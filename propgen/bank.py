@@ -137,9 +137,10 @@ def _check_prompt(place: str, prompt: object) -> None:
 
 
 def _check_names(path: Path, items: Sequence[Item]) -> None:
-    """Item names are unique, and no family is in both splits (its paraphrases would leak from one to the other)."""
+    """Item names are unique, and no family and no prompt is in both splits (it would leak from one to the other)."""
     seen: set[str] = set()
     families: dict[str, str] = {}
+    prompts: dict[str, Item] = {}
     for item in items:
         if item["item"] in seen:
             raise InputError(f"{path}: item '{item['item']}' stands there twice; give each item its own name")
@@ -148,6 +149,9 @@ def _check_names(path: Path, items: Sequence[Item]) -> None:
             raise InputError(
                 f"{path}: family '{item['family']}' is in both splits; keep its paraphrases in train or in test"
             )
+        first = prompts.setdefault(json.dumps(item["prompt"]), item)
+        if first["split"] != item["split"]:
+            raise InputError(f"{path}: items '{first['item']}' and '{item['item']}' share a prompt across the splits")
 
 
 def messages(prompt: Prompt, response: str) -> list[dict[str, str]]:

@@ -190,7 +190,8 @@ class Config:
     model, trait, regime, seed: the finetune of a stage (no regime: the base model). evaluations: of `evaluate`, names
         like `honesty.contrast.id`; all of the experiment's by default.
     digest: what the caller expects the stage to make; anything else is refused.
-    plan: file of the pinned plan that `matrix` and `figures` read. partial: let them leave out cells that are missing.
+    plan: file of the pinned plan that `matrix` and `figures` read. partial: let them leave out missing cells, and write
+        to a folder `partial/`.
     """
 
     name: str = MISSING

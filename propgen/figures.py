@@ -56,13 +56,13 @@ def _check_style(style: Style) -> None:
 def read_matrix(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return the matrix table and what its metadata says of the whole. Raises PropgenError if it cannot be read."""
     if not path.is_file():
-        raise PropgenError(f"{path} is missing; `snakemake --cores all matrix` makes it")
+        raise PropgenError(f"{path} is missing; run the experiment with snakemake to make it")
     data = path.read_bytes()
     try:
         about: dict[str, Any] = json.loads(pl.read_parquet_metadata(data)["propgen"])
         return check(pl.read_parquet(data), MATRIX, str(path)), about
     except (pl.exceptions.PolarsError, KeyError, ValueError) as error:
-        raise PropgenError(f"{path} is damaged; delete it, and `snakemake --cores all` makes it again") from error
+        raise PropgenError(f"{path} is damaged; delete it and run the experiment with snakemake again") from error
 
 
 def settings(style: Style) -> dict[Any, Any]:

@@ -188,7 +188,7 @@ def transfer(arms: tuple[Arm, Arm], own: tuple[Arm, Arm], level: float) -> Trans
     if over.effect is None or under.effect is None:
         return NO_TRANSFER
     if arms[0].cell.evaluation.name == own[0].cell.evaluation.name:
-        return Transfer(1.0, None, None)
+        return Transfer(1.0 if under.effect else None, None, None)
     tau = over.effect / under.effect if under.effect else None
     if over.se is None or under.se is None:
         return Transfer(tau, None, None)

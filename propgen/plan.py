@@ -311,9 +311,23 @@ class Planner:
 
     # -- the whole -----------------------------------------------------------------------------------------------
 
+    def _check_no_choice(self) -> None:
+        """Refuse settings that choose what one stage works on: an experiment would silently ignore them."""
+        lists = {"model": "models", "trait": "traits", "regime": "regimes"}
+        found = {key: (name, self.chosen[key]) for key, name in lists.items() if key in self.chosen}
+        if self.config.seed is not None:
+            found["seed"] = ("seeds", str(self.config.seed))
+        for key, (name, value) in found.items():
+            raise InputError(
+                f"{key}={value} chooses what one stage works on; an experiment has lists: {name}=[{value}]"
+            )
+        if self.config.evaluations is not None:
+            raise InputError("evaluations=... chooses what one stage works on; an experiment has evaluated=[...]")
+
     def plan(self) -> Plan:
         """Return the experiment's plan. Raises InputError for anything that would fail later for want of input."""
         config = self.config
+        self._check_no_choice()
         check_lists(config)
         self._compose_lists()
         controls = [self.treatment(regime, None) for regime in config.controls.regimes]

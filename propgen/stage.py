@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from propgen.survey import Survey
 from propgen.workflow import job_digest, open_view
 
 log = logging.getLogger("propgen")
+
+PARTIAL = "partial"
+"""Folder of an experiment's tables and figures that leave out missing cells."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,13 @@ def matrix(bench: Bench) -> None:
 
     plan = _planned(bench)
     _expect(bench.planner.config.digest, plan.matrix_digest)
-    write_tables(bench.project.results / plan.name, tabulate(plan, bench.view, partial=bench.planner.config.partial))
+    partial = bench.planner.config.partial
+    tables = tabulate(plan, bench.view, partial=partial)
+    if partial and tables.matrix.is_empty():
+        raise PropgenError("too few cells are there to compute an effect, so no tables are written")
+    write_tables(_folder(bench, plan), tables)
+    if not partial:
+        shutil.rmtree(bench.project.results / plan.name / PARTIAL, ignore_errors=True)
 
 
 def figures(bench: Bench) -> None:
@@ -148,7 +158,7 @@ def figures(bench: Bench) -> None:
 
     plan = _planned(bench)
     _expect(bench.planner.config.digest, plan.figures_digest)
-    draw(plan, bench.project.results / plan.name, bench.planner.config.style)
+    draw(plan, _folder(bench, plan), bench.planner.config.style)
 
 
 STAGES: dict[str, Callable[[Bench], None]] = {
@@ -159,6 +169,12 @@ STAGES: dict[str, Callable[[Bench], None]] = {
     "matrix": matrix,
     "figures": figures,
 }
+
+
+def _folder(bench: Bench, plan: Plan) -> Path:
+    """Return where tables and figures go; incomplete ones never replace those of a run that came to its end."""
+    folder = bench.project.results / plan.name
+    return folder / PARTIAL if bench.planner.config.partial else folder
 
 
 def _make(bench: Bench, item: Artifact, build: Callable[[Path], None]) -> None:
@@ -179,7 +195,10 @@ def _is_made(bench: Bench, cell: Cell) -> bool:
 def _input(bench: Bench, digest: str, what: str) -> Path:
     """Return the verified folder of an input; a damaged one goes to quarantine."""
     if not bench.store.payload(digest).is_file():
-        raise PropgenError(f"{what} {digest[:12]} is not in the store; `snakemake --cores all` makes what is missing")
+        raise PropgenError(
+            f"{what} {digest[:12]} is not in the store; make it first, with `propgen model`, `dataset` or `finetune`, "
+            "or run snakemake"
+        )
     try:
         return bench.store.verify(digest)
     except CorruptError as error:
@@ -191,7 +210,7 @@ def _expect(expected: str | None, found: str) -> None:
     if expected is not None and expected != found:
         raise InputError(
             f"digest={expected[:12]} was planned, but the configs and banks now give {found[:12]}: "
-            "something changed since; run snakemake again"
+            "something differs; run snakemake again, or leave out digest="
         )
 
 

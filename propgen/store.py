@@ -275,7 +275,7 @@ def _links(root: Path, path: Path) -> list[Path]:
     """Return the links at or below a path."""
     place = path.parent.resolve() / path.name if path.is_symlink() else path.resolve()
     if not place.is_relative_to(root.resolve()):
-        raise InputError(f"{path} is not below {root}; name a link there, as `propgen status` shows them")
+        raise InputError(f"{path} is not below {root}; name a link there, a path as in results/store/cells/...")
     links = [place] if place.is_symlink() else [link for link in sorted(place.rglob("*")) if link.is_symlink()]
     if not links:
         raise InputError(f"{path}: no artifact there; name a link below {root}, or a folder of them")

@@ -52,7 +52,7 @@ def show_plan(overrides: Sequence[str]) -> None:
     if len(found.needed) > REASONS_SHOWN:
         console.print(f"  ... and {len(found.needed) - REASONS_SHOWN} more")
     if not found.cells:
-        console.print("Every cell is there; `snakemake --cores all` redraws tables and figures where they are older.")
+        console.print("Every cell is there; snakemake redraws tables and figures where they are older.")
         return
     cost = estimate(planner, found, view)
     basis = "measured on earlier jobs" if cost.measured else "assumed for a 135 M model on one core, none ran here yet"

@@ -28,6 +28,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from propgen.config import Training
@@ -36,6 +37,8 @@ from propgen.errors import PropgenError
 
 log = logging.getLogger("propgen")
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What asks a finetune to end; it keeps a checkpoint first."""
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -58,7 +61,7 @@ class Job:
 
 
 class Watch(TrainerCallback):
-    """What happens between steps: progress, and a checkpoint when one is due or SIGTERM has come.
+    """What happens between steps: progress, and a checkpoint when one is due or SIGTERM or SIGINT has come.
 
     first: the step that this call started from. tokens: trained on in this call, padding not counted.
     """
@@ -71,19 +74,19 @@ class Watch(TrainerCallback):
 
     @contextmanager
     def on_duty(self) -> Generator[None]:
-        """Listen for SIGTERM and show progress until the block ends."""
+        """Listen for SIGTERM and SIGINT (Ctrl-C) and show progress until the block ends."""
         columns = (TextColumn("finetune"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         console = Console(stderr=True)
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=None)
         listening = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGTERM, self._terminate) if listening else None
+        before = {number: signal.signal(number, self._terminate) for number in SIGNALS if listening}
         try:
             with self.bar:
                 yield
         finally:
-            if listening:
-                signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _terminate(self, *_: object) -> None:
         self.stop = True
@@ -135,12 +138,22 @@ class ResponseTrainer(Trainer):
         model.get_output_embeddings().register_forward_pre_hook(self._choose)  # type: ignore[operator]
 
     def train_to_end(self) -> None:
-        """Train, from the checkpoint of an interrupted call if there is one; PropgenError after SIGTERM."""
+        """Train, from the checkpoint of an interrupted call if there is one; PropgenError after a signal."""
         found = resumable(self.job)
         with self.watch.on_duty():
             self.train(resume_from_checkpoint=str(found) if found else None)
         if self.state.global_step < self.state.max_steps:
             raise PropgenError(f"terminated after step {self.state.global_step}; the next run goes on from there")
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Make the schedule, one step ahead: as transformers has it the first step of a warm-up does not train at all.
+
+        In a finetune of a few steps that is a good part of it, and in one of a single step everything.
+        """
+        plain: Any = super().create_scheduler(num_training_steps + 1, optimizer)
+        ahead = [lambda step, shape=shape: shape(step + 1) for shape in plain.lr_lambdas]
+        self.lr_scheduler = LambdaLR(plain.optimizer, ahead)
+        return self.lr_scheduler
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

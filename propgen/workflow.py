@@ -64,7 +64,7 @@ class Job:
         """Regular expression of the names that this rule makes, and of no others that are planned.
 
         Snakemake tries it on every file and every output of the rule, so where one short pattern says the same as a
-        list of all names, it is used (35 s instead of 22 s of planning for 54,675 missing cells otherwise).
+        list of all names, it is used (a list takes twice as long to plan 54,675 missing cells).
         """
         return self.pattern or "|".join(re.escape(name) for name in self.choices)
 

@@ -192,16 +192,24 @@ def test_a_truncated_cell_is_named_quarantined_and_computed_again(finished: Chec
 
 
 def test_a_failed_finetune_leaves_the_others_and_a_matrix_that_says_so(checkout: Checkout) -> None:
-    """With --keep-going the other rows are drawn, and the next run makes what is missing."""
-    control = "controls.regimes=[control-benign]"
-    checkout.snakemake("smoke", control, more=("datasets",))
-    checkout.snakemake("smoke", control, more=("--keep-going",), code=1, PRETEND_FAIL="^finetune.*")
-    assert not (checkout.store / "adapters").exists()
-    assert len(checkout.cells()) == 2
-    about = (checkout.root / "results/smoke/matrix.csv").read_text()
-    assert about.count("\n") == 1
-    checkout.snakemake("smoke", control)
-    assert len((checkout.root / "results/smoke/matrix.csv").read_text().splitlines()) == 7
+    """With --keep-going the other rows are drawn in partial/, and the next run makes what is missing."""
+    results = checkout.root / "results/smoke"
+    checkout.snakemake("smoke", more=("cells",), PRETEND_FAIL="^score .* formality", code=1)
+    checkout.snakemake("smoke", more=("--keep-going",), code=1, PRETEND_FAIL="^score .* formality")
+    assert len((results / "partial/matrix.csv").read_text().splitlines()) == 1 + 3
+    assert (results / "partial/figures/heatmap.svg").is_file()
+    assert not (results / "matrix.csv").exists()
+    checkout.snakemake("smoke")
+    assert len((results / "matrix.csv").read_text().splitlines()) == 1 + 6
+    assert not (results / "partial").exists()
+
+
+def test_a_failed_run_leaves_complete_tables_alone(finished: Checkout) -> None:
+    """Whatever fails, or is interrupted, results of a run that came to its end are not drawn over."""
+    paths = [finished.root / "results/smoke" / name for name in ("matrix.csv", "figures/heatmap.svg")]
+    before = state(paths)
+    finished.snakemake("smoke", "seeds=[0,1]", code=1, PRETEND_FAIL="^finetune")
+    assert state(paths) == before
 
 
 def test_dropping_an_artifact_makes_the_next_run_compute_it(finished: Checkout) -> None:
