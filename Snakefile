@@ -43,7 +43,7 @@ rule adapters:
 
 rule cells:
     input:
-        WORK.paths("evaluate"),
+        WORK.cells,
     message:
         f"all cells of {WORK.plan.name} are there"
 

@@ -15,6 +15,8 @@ from propgen.config import SLUG, Config, Elements
 from propgen.errors import InputError, nearest
 from propgen.limits import check_values
 
+BATCH = 32
+"""Elements that Hydra composes at once: its time grows with the square of their number."""
 GROUPS = ("model", "trait", "regime", "protocol")
 """Config groups whose elements an experiment names in its lists."""
 
@@ -85,18 +87,25 @@ def compose(project: Project, overrides: Sequence[str]) -> Composition:
 
 
 def compose_elements(project: Project, names: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
-    """Compose every named element of every group in one pass; returns group to name to typed config."""
+    """Compose every named element of every group, once each; returns group to name to typed config."""
+    found: dict[str, dict[str, Any]] = {group: {} for group in names}
+    for group, wanted in names.items():
+        known = project.options(group) if wanted else []
+        for name in wanted:
+            _check_option(group, name, known)
+        for start in range(0, len(wanted), BATCH):
+            found[group] |= _compose_batch(project, group, wanted[start : start + BATCH])
+    return found
+
+
+def _compose_batch(project: Project, group: str, names: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    for group, wanted in names.items():
-        for name in wanted:
-            _check_option(project, group, name)
-    keys = {(group, name): f"e{i}" for group in names for i, name in enumerate(names[group])}
     # A name may hold dots, which Hydra reads as nesting, so each element is composed under a plain key.
-    overrides = [f"+{group}@{group}.{key}={name}" for (group, name), key in keys.items()]
+    overrides = [f"+{group}@{group}.e{i}={name}" for i, name in enumerate(names)]
     with _hydra(project, overrides) as hydra_compose:
         elements = cast(Elements, OmegaConf.to_object(hydra_compose("elements", overrides=overrides)))
-    return {group: {name: getattr(elements, group)[keys[group, name]] for name in names[group]} for group in names}
+    return {name: getattr(elements, group)[f"e{i}"] for i, name in enumerate(names)}
 
 
 @contextmanager
@@ -128,13 +137,12 @@ def _check_override(project: Project, override: str) -> None:
     if re.match(r"hydra\b", key):
         raise InputError(f"override '{override}': Hydra's own settings are fixed here")
     if re.fullmatch(r"\w+", key) and (project.conf / key).is_dir() and not value.startswith("{"):
-        _check_option(project, key, value.strip("\"'"))
+        _check_option(key, value.strip("\"'"), project.options(key))
 
 
-def _check_option(project: Project, group: str, name: str) -> None:
+def _check_option(group: str, name: str, known: Sequence[str]) -> None:
     if not re.fullmatch(SLUG, name):
         raise InputError(f"{group} '{name}': a name must match {SLUG}, since it becomes part of a path")
-    known = project.options(group)
     if name not in known:
         raise InputError(f"unknown {group} '{name}' (conf/{group}/{name}.yaml does not exist); {nearest(name, known)}")
 

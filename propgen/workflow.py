@@ -7,6 +7,7 @@ another run filled its cells meanwhile.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shlex
@@ -122,6 +123,10 @@ class Work:
             return [f"{STORE}/{cell.path}" for cell in self.plan.cells]
         return [f"{STORE}/{item.path}" for item in self.plan.artifacts if item.stage == stage]
 
+    def cells(self, wildcards: Any) -> list[str]:  # noqa: ARG002  # Snakemake calls it only for rules that it uses
+        """Return the paths of all cells, as an input function: thousands of files are registered when needed only."""
+        return self.paths("evaluate")
+
     @property
     def needed(self) -> list[str]:
         """Return the paths of missing cells, and of missing artifacts that these need, as targets of their own.
@@ -153,6 +158,9 @@ def job_digest(subject: Subject, evaluations: Sequence[str]) -> str:
 
 def start(workflow: Any, config: Mapping[str, Any], argv: Sequence[str] = tuple(sys.argv)) -> Work:
     """Return the work of this Snakemake process; a user's mistake ends it with one line and its exit code."""
+    # A DAG of 50,000 files makes millions of objects that live to the end; looking for garbage among them takes a
+    # tenth of the time (measured: 7.7 s -> 6.9 s with nothing to do).
+    gc.set_threshold(100_000, 50, 100)
     try:
         return _start(workflow, config, argv)
     except PropgenError as error:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Checkout, copy_project
+from conftest import ROOT, Checkout, copy_project
 from planning import edit_item, make_items, write_items
 
 from propgen import cli
+from propgen.compose import compose, find_project
+from propgen.errors import InputError
+from propgen.plan import Planner
 
 Run = Callable[..., str]
 SMOKE = "experiment=smoke"
@@ -281,3 +284,20 @@ def test_snakemake_passes_the_line_on(checkout: Checkout, experiment: str, confi
     assert "Traceback" not in done.stdout + done.stderr
     assert state(checkout.root / "results") == before
     assert checkout.calls == []
+
+
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("model=smollm2-135m", "models=[smollm2-135m]"),
+        ("trait=honesty", "traits=[honesty]"),
+        ("regime=demonstration", "regimes=[demonstration]"),
+        ("seed=3", "seeds=[3]"),
+        ("evaluations=[honesty.contrast.id]", "evaluated="),
+    ],
+)
+def test_a_stages_choice_is_refused_where_an_experiment_would_ignore_it(override: str, instead: str) -> None:
+    """`propgen plan model=mine` says which list was meant."""
+    project = find_project(ROOT)
+    with pytest.raises(InputError, match=re.escape(instead)):
+        Planner(project, compose(project, ["experiment=smoke", override])).plan()

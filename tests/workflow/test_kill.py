@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -48,6 +49,23 @@ def wait_for(checkout: Checkout, what: str, process: subprocess.Popen[str]) -> N
     raise AssertionError(f"{what} never began")
 
 
+def is_finetune(process: psutil.Process) -> bool:
+    """Return whether a process is a pretended finetune."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        line = process.cmdline()
+        return "finetune" in line and any(part.endswith("pretend.py") for part in line)
+    return False
+
+
+def commands(process: subprocess.Popen[str]) -> list[list[str]]:
+    """Return the command lines of a process's living descendants."""
+    lines: list[list[str]] = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile, or not yet reaped
+            lines.append(child.cmdline())
+    return lines
+
+
 @pytest.mark.parametrize("moment", ["model", "finetune", "score"])
 def test_everything_killed_in_the_middle_of_a_stage(checkout: Checkout, finished_run: Checkout, moment: str) -> None:
     """SIGKILL to Snakemake and all jobs at once: the same command ends with the bytes of an undisturbed run."""
@@ -77,8 +95,7 @@ def test_a_killed_job_fails_the_run_and_the_next_one_completes(checkout: Checkou
     """SIGKILL to one finetune: exit 1, no half adapter, and the next run trains it."""
     process = begin(checkout, PRETEND_SLEEP="1.5")
     wait_for(checkout, "finetune", process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    job = next(p for p in children if "finetune" in p.cmdline() and "pretend.py" in " ".join(p.cmdline()))
+    job = next(child for child in psutil.Process(process.pid).children(recursive=True) if is_finetune(child))
     job.kill()
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 1, text[-3000:]
@@ -91,7 +108,7 @@ def test_killed_while_writing_tables(finished: Checkout) -> None:
     before = (finished.root / "results/smoke/matrix.csv").read_bytes()
     process = begin(finished, "analysis.confidence=.9")
     for _ in range(600):
-        busy = [p for p in psutil.Process(process.pid).children(recursive=True) if "matrix" in p.cmdline()]
+        busy = any("matrix" in line for line in commands(process))
         if busy:
             break
         time.sleep(0.02)

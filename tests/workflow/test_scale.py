@@ -11,7 +11,11 @@ NOTHING = "Nothing to be done"
 
 @pytest.mark.scale
 def test_planning_54675_cells_takes_seconds(checkout: Checkout) -> None:
-    """Limits are in processor seconds, which a busy machine changes less than the clock; memory in MB."""
+    """The aim is 7 s with nothing to do or one cell missing, 35 s fresh, 600 MB, on an idle machine.
+
+    Measured on two cores: 6.4 s, 6.5 s, 16 s, 350 MB. The limits are in processor seconds, which a busy machine changes
+    less than the clock, and half as much again, since it does change them.
+    """
     scale.write_experiment(checkout.root)
     fresh = scale.measure(checkout, "-n", "-q", "all")
     plan = scale.fill(checkout)
@@ -24,7 +28,7 @@ def test_planning_54675_cells_takes_seconds(checkout: Checkout) -> None:
         print(f"{name}: {figures.wall:.1f} s ({figures.cpu:.1f} s of processor time), {figures.megabytes} MB")
     assert NOTHING in nothing.text
     assert gone.path.rpartition("/")[2] in one.text
-    assert fresh.cpu <= 35
-    assert nothing.cpu <= 7
-    assert one.cpu <= 7
+    assert fresh.cpu <= 52
+    assert nothing.cpu <= 10.5
+    assert one.cpu <= 10.5
     assert max(fresh.megabytes, nothing.megabytes, one.megabytes) <= 600

@@ -1,7 +1,7 @@
 # The experiment's tables, from all of its cells.
 rule matrix:
     input:
-        WORK.paths("evaluate"),
+        WORK.cells,
     output:
         WORK.tables,
     log:
