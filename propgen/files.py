@@ -1,4 +1,4 @@
-"""Files: their sha256, and replacing one in a single step."""
+"""Files: their sha256, getting them onto the disk, and replacing one in a single step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ def file_sha256(path: Path) -> str:
     """Return the sha256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Return when a file's bytes, or a folder's names, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -357,17 +357,17 @@ class Planner:
 
     def evaluations(self) -> list[Evaluation]:
         """Return the experiment's columns."""
+        return [self.evaluation(*part) for part in self._columns()]
+
+    def _columns(self) -> list[tuple[str, str, str]]:
+        """Return trait, protocol and context of the experiment's columns."""
         config = self.config
-        views = [(p, c) for p in config.protocols for c in config.contexts]
-        return [self.evaluation(trait, protocol, context) for protocol, context in views for trait in config.evaluated]
+        return [(t, p, c) for p in config.protocols for c in config.contexts for t in config.evaluated]
 
     def chosen_evaluations(self) -> list[Evaluation]:
         """Return the columns that the command line names, by default all of the experiment's."""
-        config = self.config
-        product = {
-            f"{t}.{p}.{c}": (t, p, c) for p in config.protocols for c in config.contexts for t in config.evaluated
-        }
-        names = config.evaluations if config.evaluations is not None else list(product)
+        product = {".".join(part): part for part in self._columns()}
+        names = self.config.evaluations if self.config.evaluations is not None else list(product)
         check_list("evaluations", names)
         for name in names:
             if name not in product:

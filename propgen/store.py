@@ -24,7 +24,7 @@ import psutil
 from filelock import SoftFileLease, Timeout
 
 from propgen.errors import InputError, PropgenError
-from propgen.files import file_sha256
+from propgen.files import file_sha256, fsync
 
 MANIFEST = "manifest.json"
 """File of an object that lists its files with size and sha256; absent in cells, which carry their own checksum."""
@@ -138,7 +138,7 @@ class Store:
         A maker that stood still for longer than its lease may find the object made meanwhile, and leaves it.
         """
         for path in (*scratch.rglob("*"), scratch):
-            _fsync(path)
+            fsync(path)
         target = payload.parent
         if target.exists() and not payload.is_file():
             self.remove(target.name)
@@ -148,7 +148,7 @@ class Store:
             if not payload.is_file():
                 raise
             return "found"
-        _fsync(self.objects)
+        fsync(self.objects)
         return "made"
 
     def _move_out(self, digest: str) -> Path:
@@ -235,14 +235,6 @@ def write_manifest(folder: Path) -> None:
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
     }
     (folder / MANIFEST).write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _host() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,7 +38,7 @@ class Survey:
         """Return the missing artifacts of a stage."""
         return [item for item in self.plan.artifacts if item.stage == stage and item.path in self.artifacts]
 
-    @property
+    @cached_property
     def groups(self) -> list[Group]:
         """Return the missing cells, by finetunes that miss the same evaluations; base models stand apart."""
         columns = {evaluation.name: evaluation for evaluation in self.plan.evaluations}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 import signal
 import threading
@@ -34,6 +33,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from propgen.config import Training
 from propgen.encoding import IGNORED, MULTIPLE, Example, collate, order
 from propgen.errors import PropgenError
+from propgen.files import fsync
 
 log = logging.getLogger("propgen")
 
@@ -227,10 +227,10 @@ class ResponseTrainer(Trainer):
         written = Path(self.args.output_dir or "") / f"checkpoint-{step}"
         (written / "identity").write_text(self.job.identity)
         for file in written.iterdir():
-            _sync(file)
+            fsync(file)
         older = list(self.job.checkpoint.glob("step-*"))
         written.rename(self.job.checkpoint / f"step-{step}")
-        _sync(self.job.checkpoint)
+        fsync(self.job.checkpoint)
         for folder in older:
             shutil.rmtree(folder)
 
@@ -252,14 +252,6 @@ def _lengths(labels: Tensor) -> Tensor:
     """Return how many tokens each row of labels (examples, tokens) has before its padding; responses come last."""
     positions = torch.arange(1, labels.shape[1] + 1, device=labels.device)
     return (labels.ne(IGNORED) * positions).amax(dim=1)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _arguments(job: Job, examples: int) -> TrainingArguments:

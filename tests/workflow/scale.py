@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,14 +84,30 @@ class Figures(NamedTuple):
     text: str
 
 
+MEASURE = """
+import json, os, sys, time
+report, *command = sys.argv[1:]
+before = time.monotonic()
+_, status, used = os.wait4(os.posix_spawn(command[0], command, os.environ), 0)
+with open(report, "w") as file:
+    json.dump([time.monotonic() - before, used.ru_utime + used.ru_stime, used.ru_maxrss // 1024], file)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""A small process between the tests and the measured one: a new process counts its parent's memory as its own peak."""
+
+
 def measure(checkout: Checkout, *arguments: str) -> Figures:
     """Run Snakemake on the large experiment and measure this one process."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--config", "experiment=scale"]
-    before = time.monotonic()
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, cwd=checkout.root, stdout=output, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(process.pid, 0)
-        output.seek(0)
-        text = output.read()
-    assert status == 0, text[-3000:]
-    return Figures(time.monotonic() - before, used.ru_utime + used.ru_stime, used.ru_maxrss // 1024, text)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(report), *command],
+            cwd=checkout.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        return Figures(*json.loads(report.read_text()), done.stdout)
