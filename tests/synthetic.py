@@ -77,7 +77,7 @@ def make_view(root: Path) -> View:
 def publish(view: View, item: Artifact) -> None:
     """Make an artifact's object with the config that the stages keep with it."""
     text = yaml.safe_dump({"spec": item.spec})
-    with mock.patch("propgen.store._fsync"):  # slow, and nobody pulls the plug on a test
+    with mock.patch("propgen.store.fsync"):  # slow, and nobody pulls the plug on a test
         view.store.make(item.digest, lambda folder: (folder / "config.yaml").write_text(text) and None)
 
 
@@ -101,7 +101,7 @@ def make_cell(view: View, cell: Cell, score: Score, dtype: str = "float32") -> N
         about = {"digest": cell.digest, "execution": {**RECORD, "dtype": dtype}}
         write_cell(folder / CELL, kind, [row | {"context": cell.evaluation.context} for row in rows], about)
 
-    with mock.patch("propgen.store._fsync"):
+    with mock.patch("propgen.store.fsync"):
         view.store.make(cell.digest, build, cell=True)
     view.link(cell.path, cell.digest, cell=True)
 

@@ -101,7 +101,7 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
     [
         pytest.param("os._exit(1)", "", id="exit in build"),
         pytest.param(KILL, "", id="kill in build"),
-        pytest.param("", f"module._fsync = lambda path: {KILL}", id="kill between writing and rename"),
+        pytest.param("", f"module.fsync = lambda path: {KILL}", id="kill between writing and rename"),
     ],
 )
 def test_a_killed_maker_leaves_nothing_visible(store: Store, build: str, before: str) -> None:
