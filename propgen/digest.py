@@ -19,9 +19,9 @@ SHORT = 12
 VERSIONS: dict[str, int] = {
     "model": 1,
     "dataset": 1,
-    "finetune": 1,
-    "contrast": 1,
-    "choice": 1,
+    "finetune": 2,
+    "contrast": 2,
+    "choice": 2,
     "matrix": 1,
     "figures": 1,
 }

@@ -38,12 +38,10 @@ class Scorer:
     def _loaded(self) -> Any:
         import torch
 
-        from propgen.model import load, load_adapted
+        from propgen.model import load_frozen
 
         torch.set_num_threads(self.execution.threads)
-        if self.adapter is None:
-            return load(self.base, self.dtype, self.device)
-        return load_adapted(self.base, self.adapter, self.dtype, self.device)
+        return load_frozen(self.base, self.adapter, self.dtype, self.device)
 
     def score(self, kind: str, items: Sequence[Item]) -> list[dict[str, object]]:
         """Return the rows of one cell, in the items' order."""

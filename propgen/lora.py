@@ -22,9 +22,12 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn import functional
+
+from propgen.cpu import FrozenLinear
 
 ADAPTER = "default"
+Frozen = nn.Linear | FrozenLinear
+"""A layer whose weight does not change, as torch or as the CPU's products have it."""
 
 
 class WideLinear(nn.Module):
@@ -33,38 +36,45 @@ class WideLinear(nn.Module):
     def __init__(self, layer: LoraLinear) -> None:
         super().__init__()
         base, down, up = _parts(layer)
-        dtype = base.weight.dtype
-        self.down = nn.Parameter(down.detach().to(dtype), requires_grad=False)
-        self.weight = nn.Parameter(torch.cat([base.weight, up.detach().to(dtype)], dim=1), requires_grad=False)
-        self.bias = base.bias
+        assert isinstance(base, nn.Linear)
+        weight = torch.cat([base.weight, up.to(base.weight.dtype)], dim=1)
+        self.down = _linear(down.to(weight.dtype), None)
+        self.wide = _linear(weight, base.bias)
 
     def forward(self, states: Tensor) -> Tensor:
         """Map states (..., in) to (..., out)."""
-        return functional.linear(torch.cat([states, functional.linear(states, self.down)], -1), self.weight, self.bias)
+        return self.wide(torch.cat([states, self.down(states)], dim=-1))
 
 
 class Product(torch.autograd.Function):
-    """The product `states @ weight.T + low @ up.T` of a frozen weight and a trained update.
+    """The product `states @ weight.T + low @ up.T` of a frozen layer's weight and a trained update, without its bias.
 
     states (tokens, in), low (tokens, rank), weight (out, in), up (out, rank); no gradient is made for weight.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, low: Tensor, weight: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, states: Tensor, low: Tensor, frozen: Frozen, up: Tensor) -> Tensor:
         """Return the product (tokens, out)."""
-        ctx.save_for_backward(low, weight, up)
-        return torch.cat([states, low], dim=1) @ torch.cat([weight, up], dim=1).T
+        ctx.frozen = frozen
+        ctx.save_for_backward(low, up)
+        if isinstance(frozen, FrozenLinear):
+            return frozen.product(states, low @ up.T)
+        return torch.cat([states, low], dim=1) @ torch.cat([frozen.weight, up], dim=1).T
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None, Tensor]:
         """Return the gradients of states, low and up from that of the product."""
         (gradient,) = gradients
-        low, weight, up = ctx.saved_tensors
-        return gradient @ weight if ctx.needs_input_grad[0] else None, gradient @ up, None, gradient.T @ low
+        low, up = ctx.saved_tensors
+        frozen: Frozen = ctx.frozen
+        states = None
+        if ctx.needs_input_grad[0]:
+            states = frozen.gradient(gradient) if isinstance(frozen, FrozenLinear) else gradient @ frozen.weight
+        return states, gradient @ up, None, gradient.T @ low
 
 
 def train_exactly(model: nn.Module) -> None:
-    """Have the adapted linear layers of a model that is in bfloat16 run forward through Product."""
+    """Have the adapted linear layers of a model run forward through Product."""
     for layer in model.modules():
         if _plain(layer):
             setattr(layer, "forward", partial(_forward, layer))  # noqa: B010  # a method, for the type checker
@@ -81,11 +91,19 @@ def widen(model: nn.Module) -> bool:
     return True
 
 
+def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    """Return a layer with this weight (out, in), which is not trained."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    layer.register_parameter("bias", bias)
+    return layer
+
+
 def _plain(layer: nn.Module) -> TypeGuard[LoraLinear]:
-    return isinstance(layer, LoraLinear) and isinstance(layer.base_layer, nn.Linear) and not layer.lora_variant
+    return isinstance(layer, LoraLinear) and isinstance(layer.base_layer, Frozen) and not layer.lora_variant
 
 
-def _parts(layer: LoraLinear) -> tuple[nn.Linear, Tensor, Tensor]:
+def _parts(layer: LoraLinear) -> tuple[Frozen, Tensor, Tensor]:
     """Return the frozen layer, A (rank, in), and B (out, rank) with its scale."""
     base: Any = layer.base_layer
     down: Any = layer.lora_A[ADAPTER].weight
@@ -96,11 +114,11 @@ def _parts(layer: LoraLinear) -> tuple[nn.Linear, Tensor, Tensor]:
 def _forward(layer: LoraLinear, states: Tensor) -> Tensor:
     """Map states (..., in) to (..., out) in the data type of the frozen weight."""
     base, down, up = _parts(layer)
-    dtype = base.weight.dtype
+    dtype = base.dtype if isinstance(base, FrozenLinear) else base.weight.dtype
     with torch.autocast(states.device.type, enabled=False):
         rows = states.to(dtype).flatten(0, -2)
         low = layer.lora_dropout[ADAPTER](rows) @ down.to(dtype).T
-        product: Any = Product.apply(rows, low, base.weight, up.to(dtype))
-        if getattr(base, "bias", None) is not None:
+        product: Any = Product.apply(rows, low, base, up.to(dtype))
+        if base.bias is not None and not isinstance(base, FrozenLinear):
             product = product + base.bias
         return product.unflatten(0, states.shape[:-1])

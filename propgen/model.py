@@ -22,6 +22,7 @@ from huggingface_hub import errors as hub
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from propgen import cpu
 from propgen import source as sources
 from propgen.config import Model
 from propgen.errors import InputError, PropgenError
@@ -48,27 +49,34 @@ def fetch(name: str, source: Model, out: Path) -> None:
 
 
 def load(folder: Path, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer from `folder`, in `dtype` (`float32` or `bfloat16`) on `device`, in evaluation mode."""
+    """Load a model for training, and its tokenizer, in `dtype` (`float32` or `bfloat16`) on `device`."""
     if device == "cpu":
         _keep_memory()
     return _model(folder, dtype).to(device), _tokenizer(folder)  # type: ignore[arg-type]
 
 
-def load_adapted(base: Path, adapter: Path, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a finetune of `base` as a plain model: a full finetune's weights, or the base with a LoRA adapter inside.
+def load_frozen(
+    base: Path, adapter: Path | None, dtype: str, device: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a base model or a finetune of it, to be asked and not trained: a plain model, fast on its device.
 
-    In float32 the adapter is merged into the weights. In bfloat16 the merge would be rounded, which loses up to half of
-    a small adapter's effect, so that each linear layer gets the adapter as extra columns (see `propgen.lora`).
+    A finetune is a full one's weights, or the base with a LoRA adapter inside. In float32 the adapter is merged into
+    the weights. In bfloat16 the merge would be rounded, which loses up to half of a small adapter's effect, so that
+    each linear layer gets the adapter as extra columns (see `propgen.lora`).
     """
     if device == "cpu":
         _keep_memory()
-    if any(adapter.glob("model*.safetensors")):
-        return _model(adapter, dtype).to(device), _tokenizer(base)  # type: ignore[arg-type]
-    if not (adapter / "adapter_model.safetensors").is_file():
+    if adapter is None or any(adapter.glob("model*.safetensors")):
+        model = _model(adapter or base, dtype)
+    elif (adapter / "adapter_model.safetensors").is_file():
+        model = _widened(base, adapter) if dtype == "bfloat16" else None
+        model = model or _merged(base, adapter).to(getattr(torch, dtype))  # type: ignore[arg-type]
+    else:
         raise PropgenError(f"'{adapter}' holds neither adapter_model.safetensors nor model.safetensors; remake it")
-    model = _widened(base, adapter) if dtype == "bfloat16" else None
-    model = model or _merged(base, adapter).to(getattr(torch, dtype))  # type: ignore[arg-type]
-    return model.to(device).eval(), _tokenizer(base)  # type: ignore[arg-type]
+    model = model.requires_grad_(False).to(device).eval()  # type: ignore[arg-type]
+    if device == "cpu":
+        cpu.prepare(model)
+    return model, _tokenizer(base)
 
 
 def _widened(base: Path, adapter: Path) -> PreTrainedModel | None:

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from propgen.cpu import ATTENTION
 from propgen.encoding import MULTIPLE, tokenise
 from propgen.errors import InputError, PropgenError
 
@@ -242,7 +243,7 @@ def packing_obstacle(model: PreTrainedModel) -> str | None:
     attention = config._attn_implementation  # pyright: ignore[reportPrivateUsage]
     reasons = {
         "it has an encoder": model.config.is_encoder_decoder,
-        f"its {attention} attention takes no mask of our own": attention not in ("sdpa", "eager"),
+        f"its {attention} attention takes no mask of our own": attention not in ("sdpa", "eager", ATTENTION),
         "it has sliding-window, chunked or recurrent layers": bool(layers - {"DynamicLayer"}),
         "its rotary frequencies depend on the length": rope.get("rope_type") in ("dynamic", "longrope"),
         f"it changes its logits behind the head ({', '.join(scaled)})": bool(scaled),

@@ -166,7 +166,7 @@ def test_the_model_is_loaded_once_and_only_when_needed(
 
     fakes = {
         "torch": SimpleNamespace(set_num_threads=threads.append),
-        "propgen.model": SimpleNamespace(load=load, load_adapted=load),
+        "propgen.model": SimpleNamespace(load_frozen=load),
         "propgen.scoring": SimpleNamespace(SCORERS={"contrast": scorer}),
     }
     for name, fake in fakes.items():
@@ -177,5 +177,5 @@ def test_the_model_is_loaded_once_and_only_when_needed(
             view, plan.subjects[1], columns(plan), Scorer(Path("base"), adapter, "float32", "cpu", execution), RECORD
         )
     assert threads == [1]
-    assert loads == [(Path("base"), *([adapter] if adapter else []), "float32", "cpu")]
+    assert loads == [(Path("base"), adapter, "float32", "cpu")]
     assert (view.store.folder(cells(plan)[0].digest) / CELL).is_file()

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from propgen.cpu import prepare
 from propgen.lora import Product, WideLinear, _parts, train_exactly, widen
 
 
@@ -28,16 +29,20 @@ def adapted(dtype: torch.dtype = torch.float32, size: float = 1.0) -> tuple[nn.M
 def test_the_product_has_the_right_gradients() -> None:
     """Compared with finite differences in float64."""
     torch.manual_seed(0)
-    states, low, weight, up = (torch.randn(shape, dtype=torch.float64) for shape in ((5, 6), (5, 2), (4, 6), (4, 2)))
+    states, low, up = (torch.randn(shape, dtype=torch.float64) for shape in ((5, 6), (5, 2), (4, 2)))
+    frozen = nn.Linear(6, 4, bias=False, dtype=torch.float64).requires_grad_(False)
     for tensor in (states, low, up):
         tensor.requires_grad_(True)
-    assert torch.autograd.gradcheck(Product.apply, (states, low, weight, up))
+    assert torch.autograd.gradcheck(lambda *parts: Product.apply(*parts[:2], frozen, parts[2]), (states, low, up))
 
 
-def test_layers_agree_with_those_of_peft() -> None:
-    """In float32, in training and in inference, with a bias; gradients too."""
+@pytest.mark.parametrize("prepared", [False, True])
+def test_layers_agree_with_those_of_peft(prepared: bool) -> None:
+    """In float32, in training and in inference, with a bias; gradients too; also with weights laid out for the CPU."""
     _, expected = adapted()
     trained = copy.deepcopy(expected)
+    if prepared:
+        prepare(trained, backward=True)
     train_exactly(trained)
     states = torch.randn(2, 3, 64)
     torch.testing.assert_close(trained(states), expected(states))

@@ -20,7 +20,7 @@ from tiny import write_tiny_model
 
 from propgen.config import Execution, Model, Training
 from propgen.errors import InputError, PropgenError
-from propgen.model import fetch, load, load_adapted
+from propgen.model import fetch, load, load_frozen
 from propgen.source import check_source, content, remembered_content
 from propgen.training import finetune
 
@@ -263,12 +263,12 @@ def test_a_merged_adapter_equals_the_unmerged_one(base: Path, tmp_path: Path) ->
     from peft import PeftModel
 
     adapter = adapt(base, tmp_path / "adapter")
-    merged, _ = load_adapted(base, adapter, "float32", "cpu")
+    merged, _ = load_frozen(base, adapter, "float32", "cpu")
     unmerged = PeftModel.from_pretrained(load(base, "float32", "cpu")[0], str(adapter))
     assert not hasattr(merged, "peft_config")
     torch.testing.assert_close(logits(merged), logits(unmerged), atol=1e-5, rtol=1e-5)
     assert (logits(merged) - logits(load(base, "float32", "cpu")[0])).abs().max() > 0.1
-    assert torch.equal(logits(merged), logits(load_adapted(base, adapter, "float32", "cpu")[0]))
+    assert torch.equal(logits(merged), logits(load_frozen(base, adapter, "float32", "cpu")[0]))
 
 
 def test_bfloat16_keeps_the_effect_of_a_small_adapter(base: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_bfloat16_keeps_the_effect_of_a_small_adapter(base: Path, tmp_path: Path
     adapter = adapt(native, tmp_path / "adapter", learning_rate=3e-5)
 
     def effect(dtype: str) -> torch.Tensor:
-        adapted, _ = load_adapted(native, adapter, dtype, "cpu")
+        adapted, _ = load_frozen(native, adapter, dtype, "cpu")
         return logits(adapted).float() - logits(load(native, dtype, "cpu")[0]).float()
 
     exact, rounded = effect("float32"), effect("bfloat16")
@@ -290,19 +290,19 @@ def test_bfloat16_keeps_the_effect_of_a_small_adapter(base: Path, tmp_path: Path
 def test_a_widened_model_is_a_plain_one(base: Path, tmp_path: Path) -> None:
     """Nothing of peft is left in it, it repeats to the bit, and a strong adapter gives what the merge gives."""
     adapter = adapt(base, tmp_path / "adapter")
-    one, _ = load_adapted(base, adapter, "bfloat16", "cpu")
+    one, _ = load_frozen(base, adapter, "bfloat16", "cpu")
     assert not [name for name, module in one.named_modules() if type(module).__module__.startswith("peft")]
     assert not hasattr(one, "peft_config")
     assert not one.training
-    assert torch.equal(logits(one), logits(load_adapted(base, adapter, "bfloat16", "cpu")[0]))
-    exact = logits(load_adapted(base, adapter, "float32", "cpu")[0])
+    assert torch.equal(logits(one), logits(load_frozen(base, adapter, "bfloat16", "cpu")[0]))
+    exact = logits(load_frozen(base, adapter, "float32", "cpu")[0])
     torch.testing.assert_close(logits(one).float(), exact, atol=0.1, rtol=0.05)
 
 
 def test_a_full_finetune_is_loaded_as_it_is(base: Path, tmp_path: Path) -> None:
     """The folder of a full finetune replaces the base's weights; the tokenizer is the base's."""
     adapter = adapt(base, tmp_path / "adapter", method="full")
-    model, tokenizer = load_adapted(base, adapter, "float32", "cpu")
+    model, tokenizer = load_frozen(base, adapter, "float32", "cpu")
     assert (logits(model) - logits(load(base, "float32", "cpu")[0])).abs().max() > 0.1
     assert tokenizer.chat_template
 
@@ -310,7 +310,7 @@ def test_a_full_finetune_is_loaded_as_it_is(base: Path, tmp_path: Path) -> None:
 def test_a_folder_without_adapter_is_named(base: Path, tmp_path: Path) -> None:
     """An empty adapter folder is no adapter."""
     with pytest.raises(PropgenError, match=r"neither adapter_model.safetensors nor model.safetensors"):
-        load_adapted(base, tmp_path, "float32", "cpu")
+        load_frozen(base, tmp_path, "float32", "cpu")
 
 
 @pytest.mark.model

@@ -28,8 +28,8 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "model": ("model.fetch",),
     "dataset": ("bank.load", "regime.build", "dataset.write"),
     "finetune": ("dataset.read", "training.finetune"),
-    "contrast": ("scoring.contrast", "model.load", "model.load_adapted", "tables.write_cell"),
-    "choice": ("scoring.choice", "model.load", "model.load_adapted", "tables.write_cell"),
+    "contrast": ("scoring.contrast", "model.load_frozen", "tables.write_cell"),
+    "choice": ("scoring.choice", "model.load_frozen", "tables.write_cell"),
     "matrix": ("analysis.tabulate", "analysis.write_tables"),
     "figures": ("figures.draw",),
 }
@@ -176,7 +176,7 @@ def test_a_stage_reaches_its_own_code_and_not_its_neighbours() -> None:
     contrast, choice = (set(reached(PACKAGE, ENTRIES[kind])) for kind in ("contrast", "choice"))
     assert "scoring.contrast" in contrast - choice
     assert "scoring.choice" in choice - contrast
-    assert {"scoring.logprobs", "model.load_adapted"} <= contrast & choice
+    assert {"scoring.logprobs", "model.load_frozen"} <= contrast & choice
     finetune = set(reached(PACKAGE, ENTRIES["finetune"]))
     assert {"training.finetune", "trainer.ResponseTrainer", "encoding.encode_all", "model.load"} <= finetune
     assert "model.fetch" not in finetune
