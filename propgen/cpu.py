@@ -44,7 +44,8 @@ class FrozenLinear(nn.Module):
         super().__init__()
         weight = layer.weight.detach()
         self.dtype = weight.dtype
-        self.bias = cast("Tensor | None", layer.bias)
+        bias = cast("Tensor | None", layer.bias)
+        self.bias = None if bias is None else bias.detach()
         self.ahead = _laid_out(weight)
         self.back = _laid_out(weight.T) if backward else None
 

@@ -1,4 +1,4 @@
-"""A large experiment with pretend artifacts: 405 finetunes x 135 evaluations."""
+"""Large experiments with pretend artifacts, by default 405 finetunes x 135 evaluations."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from propgen.plan import Plan, Planner
 from propgen.store import MANIFEST
 from propgen.workflow import open_view
 
-TRAITS = 135
 EXPERIMENT = """# @package _global_
 name: scale
-models: [m0, m1, m2]
+models: [{models}]
 traits: [{traits}]
 trained: [{trained}]
-evaluated: ${{traits}}
+evaluated: [{evaluated}]
 regimes: [demonstration]
 protocols: [contrast]
 contexts: [id]
@@ -32,9 +31,19 @@ data: {{train_items: 4, test_items: 2}}
 """
 
 
-def write_experiment(root: Path) -> None:
-    """Write 135 traits with small banks, three models, and an experiment of 3 x (26 x 5 + 4 + 1 base) subjects."""
-    names = [f"t{i}" for i in range(TRAITS)]
+class Size(NamedTuple):
+    """An experiment of models x (trained x 5 + 4 controls + 1 base) subjects, each on all traits but those spared."""
+
+    models: int = 3
+    trained: int = 26
+    traits: int = 135
+    spared: int = 0
+
+
+def write_experiment(root: Path, size: Size | None = None) -> None:
+    """Write traits with small banks, models, and the experiment."""
+    size = size or Size()
+    names = [f"t{i}" for i in range(size.traits)]
     for name in names:
         (root / f"conf/trait/{name}.yaml").write_text(f"definition: {name}\npositive: more\nnegative: less\n")
         items = [
@@ -50,10 +59,15 @@ def write_experiment(root: Path) -> None:
             for k in range(6)
         ]
         (root / f"conf/trait/{name}.jsonl").write_text("\n".join(json.dumps(item) for item in items) + "\n")
-    for k in range(3):
+    for k in range(size.models):
         text = f"source: wheel:pretend=={k}\nfile: a.gguf\nsha256: {'abc'[k] * 64}\n"
         (root / f"conf/model/m{k}.yaml").write_text(text)
-    text = EXPERIMENT.format(traits=", ".join(names), trained=", ".join(names[:26]))
+    text = EXPERIMENT.format(
+        models=", ".join(f"m{k}" for k in range(size.models)),
+        traits=", ".join(names),
+        trained=", ".join(names[: size.trained]),
+        evaluated=", ".join(names[: size.traits - size.spared]),
+    )
     (root / "conf/experiment/scale.yaml").write_text(text)
 
 
@@ -97,13 +111,18 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def measure(checkout: Checkout, *arguments: str) -> Figures:
-    """Run Snakemake on the large experiment and measure this one process."""
+    """Run Snakemake on the large experiment."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--config", "experiment=scale"]
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
+    return timed(command, checkout.root)
+
+
+def timed(command: list[str], folder: Path) -> Figures:
+    """Run a command in a folder, and measure this one process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.json"
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, str(report), *command],
-            cwd=checkout.root,
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
