@@ -93,7 +93,7 @@ class Bench:
 
 def evaluation(bench: Bench) -> list[Row]:
     """Contrast and choice items per second, beside lm-evaluation-harness with its best batch size."""
-    items, times = (8, 1) if bench.reduced else (48, 3)
+    items, times = (8, 1) if bench.reduced else (32, 3)
     rows: list[Row] = []
     speed: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     with bench.ours() as ours, bench.peer("harness.py") as harness:
@@ -135,7 +135,7 @@ def _share_of_rate(ours: Worker, bench: Bench, items: int, per_second: float) ->
 
 def finetuning(bench: Bench) -> list[Row]:
     """Tokens per second, padding not counted, beside trl's SFTTrainer; equal losses first."""
-    count, times = (16, 1) if bench.reduced else (64, 3)
+    count, times = (16, 1) if bench.reduced else (48, 3)
     rows: list[Row] = []
     with bench.ours() as ours, bench.peer("sft.py") as sft:
         data = ours("examples", base=str(bench.base), trait=str(TRAIT), count=count)
