@@ -1,4 +1,4 @@
-"""Table of contents. What runs, and why, is decided in propgen/plan.py and propgen/survey.py.
+"""Table of contents. What runs, and why, is decided in propgen/planner.py and propgen/survey.py.
 
 snakemake --cores all                              the quickstart
 snakemake --cores all --config experiment=NAME     another experiment of conf/experiment/

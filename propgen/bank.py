@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -26,34 +26,44 @@ class Item(TypedDict):
     positive: NotRequired[str]
     negative: NotRequired[str]
     response: NotRequired[str]
+    variant: NotRequired[str]
+    difficulty: NotRequired[str]
 
 
 POLES = ("positive", "negative")
 NEUTRAL = ("response",)
 SPLITS = ("train", "test")
-CONTEXTS = ("id", "far")
-"""`id`: test items of domains that also train. `far`: test items of domains that never do."""
+DIFFICULTIES = ("easy", "hard")
+"""Whether the person who asks can check the answer (`easy`) or cannot (`hard`)."""
+CONTEXTS = ("id", "far", *DIFFICULTIES)
+"""`id`: test items of domains that also train. `far`: test items of domains that never do. `easy`, `hard`: test items
+with that mark, which are in no other context."""
+FIRST = "a"
+"""The training set of items without a mark; others are variants, independently written (`b`), or easy or hard."""
+MARKS = ("variant", "difficulty")
 
 
 @dataclass(frozen=True)
 class Bank:
-    """The checked items of one file. path: where they stand, for messages."""
+    """The checked items of one file. path: where they stand, for messages. variant: the training set that is used."""
 
     path: Path
     items: tuple[Item, ...]
+    variant: str = FIRST
 
     def train(self, count: int) -> list[Item]:
-        """Return `count` training items, its domains in turn."""
-        items = [item for item in self.items if item["split"] == "train"]
-        return self._first(items, count, "training items", "data.train_items")
+        """Return `count` training items, their domains in turn."""
+        items = [item for item in self.items if item["split"] == "train" and mark(item) == self.variant]
+        what = "training items" if self.variant == FIRST else f"training items of variant '{self.variant}'"
+        return self._first(items, count, what, "data.train_items")
 
     def test(self, context: str, count: int) -> list[Item]:
         """Return `count` test items of a context, its domains in turn."""
         if context not in CONTEXTS:
             raise InputError(f"unknown context '{context}'; {nearest(context, CONTEXTS)}")
         trained = {item["domain"] for item in self.items if item["split"] == "train"}
-        items = [i for i in self.items if i["split"] == "test" and (i["domain"] in trained) == (context == "id")]
-        key = "data.test_items" if context == "id" else "data.far_items"
+        items = [item for item in self.items if item["split"] == "test" and _context(item, trained) == context]
+        key = "data.far_items" if context == "far" else "data.test_items"
         return self._first(items, count, f"test items for context '{context}'", key)
 
     def _first(self, items: Sequence[Item], count: int, what: str, key: str) -> list[Item]:
@@ -64,6 +74,15 @@ class Bank:
                 f"{self.path}: {len(items)} {what}, but {count} are asked for; add items or choose a smaller {key}"
             )
         return in_turn(items)[:count]
+
+
+def mark(item: Item) -> str:
+    """Return which training set an item belongs to, or would if it trained."""
+    return item.get("variant") or item.get("difficulty") or FIRST
+
+
+def _context(item: Item, trained: Collection[str]) -> str:
+    return item.get("difficulty") or ("id" if item["domain"] in trained else "far")
 
 
 def in_turn(items: Iterable[Item]) -> list[Item]:
@@ -103,13 +122,15 @@ def _item(place: str, line: str, answers: Sequence[str]) -> Item:
     row = cast(dict[str, Any], value)
     if absent := [key for key in wanted if key not in row]:
         raise InputError(f"{place}: key '{absent[0]}' is missing; an item has {', '.join(wanted)}")
-    if extra := [key for key in row if key not in wanted]:
-        raise InputError(f"{place}: unknown key '{extra[0]}'; {nearest(extra[0], wanted)}")
-    for key in wanted:
+    known = (*wanted, *MARKS)
+    if extra := [key for key in row if key not in known]:
+        raise InputError(f"{place}: unknown key '{extra[0]}'; {nearest(extra[0], known)}")
+    for key in row:
         if key != "prompt" and not (isinstance(row[key], str) and row[key].strip()):
             raise InputError(f"{place}: '{key}' is {row[key]!r}; expected text that is not empty")
     if row["split"] not in SPLITS:
         raise InputError(f"{place}: split is '{row['split']}'; expected train or test")
+    _check_marks(place, row)
     _check_prompt(place, row["prompt"])
     try:
         json.dumps(row, ensure_ascii=False).encode()
@@ -118,6 +139,18 @@ def _item(place: str, line: str, answers: Sequence[str]) -> Item:
     if len(answers) > 1 and row["positive"].strip() == row["negative"].strip():
         raise InputError(f"{place}: positive and negative are the same text; only the trait may tell them apart")
     return cast(Item, row)
+
+
+def _check_marks(place: str, row: Mapping[str, Any]) -> None:
+    """An item has one mark at most, and a variant is a training set."""
+    if (difficulty := row.get("difficulty", "easy")) not in DIFFICULTIES:
+        raise InputError(f"{place}: difficulty is '{difficulty}'; expected easy or hard, or leave it out")
+    if all(key in row for key in MARKS):
+        raise InputError(f"{place}: 'variant' and 'difficulty' both; an item is of one training set, leave one out")
+    if "variant" in row and row["split"] != "train":
+        raise InputError(f"{place}: a variant is a training set, and split is '{row['split']}'; leave 'variant' out")
+    if row.get("variant") in (FIRST, *DIFFICULTIES):
+        raise InputError(f"{place}: variant '{row['variant']}' has a meaning of its own; choose another name")
 
 
 def _check_prompt(place: str, prompt: object) -> None:

@@ -83,7 +83,7 @@ class Data:
     """How many items of a bank are used; a bank's first ones, taken from its domains in turn.
 
     train_items: examples in one training set.
-    test_items: items of one `id` evaluation. far_items: items of one `far` evaluation.
+    test_items: items of one `id`, `easy` or `hard` evaluation. far_items: items of one `far` evaluation.
     """
 
     train_items: int = 96
@@ -186,9 +186,10 @@ class Config:
 
     name: of the experiment; its tables and figures go to `results/<name>/`.
     models, traits, trained, evaluated, regimes, protocols, contexts, seeds, controls: the lists that span the matrix.
+    variants: further rows, each trained on another training set of a trait's bank: `honesty.b`, `honesty.easy`.
     store: folder of the objects; may be shared by people and machines.
-    model, trait, regime, seed: the finetune of a stage (no regime: the base model). evaluations: of `evaluate`, names
-        like `honesty.contrast.id`; all of the experiment's by default.
+    model, trait, regime, variant, seed: the finetune of a stage (no regime: the base model).
+    evaluations: of `evaluate`, names like `honesty.contrast.id`; all of the experiment's by default.
     digest: what the caller expects the stage to make; anything else is refused.
     plan: file of the pinned plan that `matrix` and `figures` read. partial: let them leave out missing cells, and write
         to a folder `partial/`.
@@ -203,6 +204,7 @@ class Config:
     protocols: list[str] = MISSING
     contexts: list[str] = MISSING
     seeds: list[int] = MISSING
+    variants: list[str] = field(default_factory=list[str])
     controls: Controls = field(default_factory=Controls)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)
@@ -214,6 +216,7 @@ class Config:
     model: Model | None = None
     trait: Trait | None = None
     regime: Regime | None = None
+    variant: str | None = None
     seed: int | None = None
     evaluations: list[str] | None = None
     digest: str | None = None

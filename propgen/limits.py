@@ -82,7 +82,13 @@ def check_lists(config: Config) -> None:
     if config.name in RESERVED:
         raise InputError(f"name: results/{config.name}/ is not for experiments; choose another name")
     for key in ("models", "traits", "trained", "evaluated", "regimes", "protocols", "contexts", "seeds"):
-        check_list(key, getattr(config, key))
+        if key != "trained" or config.trained or not config.variants:
+            check_list(key, getattr(config, key))
+    check_unique("variants", config.variants)
+    for name in config.variants:
+        trait, _, variant = name.rpartition(".")
+        if not (trait and re.fullmatch(SLUG, variant)):
+            raise InputError(f"variants: '{name}' is no trait and training set; write both, as in honesty.b")
     for key in ("regimes", "seeds"):
         if not (values := getattr(config.controls, key)):
             raise InputError(f"controls.{key} is empty; effects are measured against at least one control finetune")

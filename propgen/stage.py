@@ -18,7 +18,8 @@ from propgen.config import Training
 from propgen.device import resolve_dtype, take
 from propgen.digest import identity
 from propgen.errors import InputError, PropgenError
-from propgen.plan import BASE, Artifact, Cell, Plan, Planner, Subject, Treatment
+from propgen.plan import BASE, Artifact, Cell, Plan, Subject, Treatment
+from propgen.planner import Planner
 from propgen.store import CorruptError, Store, View
 from propgen.survey import Survey
 from propgen.workflow import job_digest, open_view
@@ -246,7 +247,7 @@ def _chosen_treatment(bench: Bench) -> Treatment:
     chosen = bench.planner.chosen
     if "regime" not in chosen:
         raise InputError("no regime is chosen; add one, as in regime=demonstration")
-    return bench.planner.treatment(chosen["regime"], chosen.get("trait"))
+    return bench.planner.treatment(chosen["regime"], chosen.get("trait"), bench.planner.config.variant)
 
 
 def _chosen_subject(bench: Bench) -> Subject:

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from propgen.compose import Composition, compose, find_project
-from propgen.plan import Evaluation, Plan, Planner, Subject
+from propgen.plan import Evaluation, Plan, Subject
+from propgen.planner import Planner
 from propgen.store import Store, View
 from propgen.survey import Survey, is_base, reason, survey
 from propgen.workflow import open_view

@@ -25,7 +25,8 @@ from propgen.device import gpu_count
 from propgen.digest import SHORT, digest
 from propgen.errors import InputError, PropgenError, nearest
 from propgen.files import write_text
-from propgen.plan import BASE, FOLDERS, Plan, Planner, Subject, cell_file
+from propgen.plan import BASE, FOLDERS, Plan, Subject, cell_file
+from propgen.planner import Planner
 from propgen.store import LEASE_SECONDS, Store, View
 from propgen.survey import Group, Survey, is_base, survey
 

@@ -140,7 +140,7 @@ def finished(finished_run: Checkout, tmp_path: Path) -> Checkout:
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the real base model, from this checkout's store or made now, as a user's run would."""
     from propgen.compose import compose, find_project
-    from propgen.plan import Planner
+    from propgen.planner import Planner
     from propgen.workflow import STORE
 
     project = find_project(ROOT)

@@ -13,7 +13,8 @@ from conftest import ROOT
 from propgen.bank import Bank
 from propgen.compose import Project, compose
 from propgen.digest import SHORT
-from propgen.plan import Plan, Planner
+from propgen.plan import Plan
+from propgen.planner import Planner
 
 REAL = Project(ROOT)
 

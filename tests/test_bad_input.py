@@ -16,7 +16,7 @@ from planning import edit_item, make_items, write_items
 from propgen import cli
 from propgen.compose import compose, find_project
 from propgen.errors import InputError
-from propgen.plan import Planner
+from propgen.planner import Planner
 
 Run = Callable[..., str]
 SMOKE = "experiment=smoke"

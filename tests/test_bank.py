@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ def banks() -> dict[str, Bank]:
         (json.dumps({key: value for key, value in ITEM.items() if key != "domain"}), "a.jsonl:2: key 'domain' is mis"),
         (json.dumps({**ITEM, "positiv": "x"}), "a.jsonl:2: unknown key 'positiv'; did you mean 'positive'"),
         (json.dumps({**ITEM, "split": "dev"}), "a.jsonl:2: split is 'dev'; expected train or test"),
+        (json.dumps({**ITEM, "difficulty": "medium"}), "a.jsonl:2: difficulty is 'medium'; expected easy or hard"),
+        (json.dumps({**ITEM, "difficulty": "easy", "variant": "b"}), "a.jsonl:2: 'variant' and 'difficulty' both"),
+        (json.dumps({**ITEM, "split": "test", "variant": "b"}), "a.jsonl:2: a variant is a training set"),
+        (json.dumps({**ITEM, "variant": "hard"}), "a.jsonl:2: variant 'hard' has a meaning of its own"),
+        (json.dumps({**ITEM, "variant": ""}), "a.jsonl:2: 'variant' is ''"),
         (json.dumps({**ITEM, "positive": " "}), "a.jsonl:2: 'positive' is ' '"),
         (json.dumps({**ITEM, "item": 7}), "a.jsonl:2: 'item' is 7"),
         (json.dumps({**ITEM, "negative": ITEM["positive"] + " "}), "a.jsonl:2: positive and negative are the same"),
@@ -111,6 +117,24 @@ def test_id_items_are_of_domains_that_train_and_far_items_of_others(file: Path) 
     assert {item["domain"] for item in bank.test("far", 3)} == {"travel"}
     with pytest.raises(InputError, match=r"4 are asked for; .*data\.far_items"):
         bank.test("far", 4)
+
+
+def test_marked_items_are_a_training_set_and_a_context_of_their_own(file: Path) -> None:
+    """Neither the first training set nor the context `id` has any of them."""
+    items = make_items("a", {"work": (4, 3)})
+    items[1]["variant"] = "b"
+    items[2]["difficulty"] = items[6]["difficulty"] = "hard"
+    write_items(file, items)
+    bank = load(file)
+    assert [item["item"] for item in bank.train(2)] == ["a-work-train-0", "a-work-train-3"]
+    assert [item["item"] for item in replace(bank, variant="b").train(1)] == ["a-work-train-1"]
+    assert [item["item"] for item in replace(bank, variant="hard").train(1)] == ["a-work-train-2"]
+    assert [item["item"] for item in bank.test("id", 2)] == ["a-work-test-0", "a-work-test-1"]
+    assert [item["item"] for item in bank.test("hard", 1)] == ["a-work-test-2"]
+    with pytest.raises(InputError, match="no test items for context 'easy'"):
+        bank.test("easy", 1)
+    with pytest.raises(InputError, match=r"1 training items of variant 'b', but 2 are asked for"):
+        replace(bank, variant="b").train(2)
 
 
 def test_a_context_without_items_says_so(file: Path) -> None:

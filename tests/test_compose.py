@@ -16,7 +16,7 @@ from propgen import cli, stage
 from propgen.compose import Project, compose, find_project
 from propgen.config import Config, Training
 from propgen.errors import InputError
-from propgen.plan import Planner
+from propgen.planner import Planner
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
 CHOICE = ("model=smollm2-135m", "trait=honesty", "regime=demonstration", "seed=0")
@@ -156,7 +156,7 @@ def test_outside_of_a_project_the_message_says_so(tmp_path: Path) -> None:
 def test_planning_imports_nothing_heavy() -> None:
     """Planning is quick, since it needs neither torch nor tables nor figures."""
     code = (
-        "import sys; from propgen.compose import compose, find_project; from propgen.plan import Planner;"
+        "import sys; from propgen.compose import compose, find_project; from propgen.planner import Planner;"
         "project = find_project(); Planner(project, compose(project, ['experiment=smoke'])).plan();"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'polars', 'scipy', 'matplotlib', 'snakemake'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

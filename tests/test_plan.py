@@ -416,3 +416,36 @@ def test_a_bank_of_test_items_only_can_be_a_column(project: Project) -> None:
     write_items(project.conf / "trait/exam.jsonl", make_items("exam", {"work": (0, 9)}))
     plan = planner(project, "traits=[honesty]", "evaluated=[honesty,exam]", "contexts=[far]").plan()
     assert [evaluation.items for evaluation in plan.evaluations] == [8, 8]
+
+
+# -- variants ------------------------------------------------------------------------------------------------------
+
+
+def test_a_variant_is_a_row_of_its_own_and_changes_no_other() -> None:
+    """Another training set of the same trait: same name and a suffix, same control, other dataset."""
+    plain, more = planned("trained=[honesty]"), planned("trained=[honesty]", "variants=[honesty.b]")
+    assert {item.digest for item in plain.artifacts} < {item.digest for item in more.artifacts}
+    row = more.treatments[-1]
+    assert (row.name, row.trained, row.variant) == ("honesty-demonstration-b", "honesty", "b")
+    (adapter, *_) = [item for item in more.adapters if "demonstration-b" in item.name]
+    assert "variant=b" in adapter.choice
+
+
+def test_an_experiment_may_have_variants_alone() -> None:
+    plan = planned("trained=[]", "variants=[honesty.easy,honesty.hard]", "contexts=[easy,hard]", "evaluated=[honesty]")
+    assert [t.name for t in plan.treatments[2:]] == ["honesty-demonstration-easy", "honesty-demonstration-hard"]
+    assert [e.name for e in plan.evaluations] == ["honesty.contrast.easy", "honesty.contrast.hard"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("variants=[honesty]", "variants: 'honesty' is no trait and training set"),
+        ("variants=[honesty.b,honesty.b]", "variants: 'honesty.b' stands there twice"),
+        ("variants=[formality.b]", "no training items of variant 'b'"),
+        ("variants=[honest.b]", "honest"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_named(override: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        planner(REAL, override).plan()

@@ -35,7 +35,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
 }
 """The functions that make a stage's artifacts."""
 
-ELSEWHERE = ("compose", "config", "digest", "errors", "limits", "plan", "store", "survey")
+ELSEWHERE = ("compose", "config", "digest", "errors", "limits", "plan", "planner", "store", "survey")
 """Modules that say what is made and where, not what is in it; values of configs are in digests themselves."""
 
 IGNORED = ("annotation", "returns", "type_comment", "type_params", "kind", "ctx")

@@ -16,7 +16,8 @@ from synthetic import publish
 
 from propgen.cli import main
 from propgen.compose import Project, compose
-from propgen.plan import Plan, Planner
+from propgen.plan import Plan
+from propgen.planner import Planner
 from propgen.store import CELL, View
 from propgen.survey import survey
 from propgen.terminal import (

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from conftest import Checkout
 
 from propgen.compose import Project, compose
-from propgen.plan import Plan, Planner
+from propgen.plan import Plan
+from propgen.planner import Planner
 from propgen.store import MANIFEST
 from propgen.workflow import open_view
 

@@ -1,0 +1,253 @@
+"""The planner: what an experiment, or a stage's command line, asks for, as artifacts with their digests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from propgen import regime as regimes
+from propgen.bank import FIRST, NEUTRAL, Bank, Item, load
+from propgen.compose import GROUPS, Composition, Project, compose_elements
+from propgen.config import Config, Model, Protocol, Regime, Trait
+from propgen.digest import SHORT, Spec, digest, identity
+from propgen.errors import InputError, nearest
+from propgen.limits import check_list, check_lists, check_seed, check_unique
+from propgen.plan import BASE, PROTOCOLS, Artifact, Evaluation, Plan, Subject, Treatment
+from propgen.source import Kind, check_source, kind, remembered_content
+
+
+class Planner:
+    """Plans an experiment, or the one artifact that a stage's command line chooses."""
+
+    def __init__(self, project: Project, composition: Composition) -> None:
+        self.project = project
+        self.config: Config = composition.config
+        self.chosen = composition.chosen
+        self._banks: dict[str, Bank] = {}
+        self._models: dict[str, Artifact] = {}
+        self._datasets: dict[str, Artifact] = {}
+        self._elements: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+
+    # -- elements ------------------------------------------------------------------------------------------------
+
+    def compose_elements(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Compose the named group elements, once each; an element chosen on the command line comes from there."""
+        chosen = {group: name for group, name in self.chosen.items() if group in ("model", "trait", "regime")}
+        for group, name in chosen.items():
+            self._elements[group][name] = getattr(self.config, group)
+        wanted = {
+            group: [name for name in dict.fromkeys(names.get(group, ())) if name not in self._elements[group]]
+            for group in GROUPS
+        }
+        for group, found in compose_elements(self.project, wanted).items():
+            self._elements[group].update(found)
+
+    def element(self, group: str, name: str) -> Any:
+        """Return one composed group element."""
+        if name not in self._elements[group]:
+            self.compose_elements({group: [name]})
+        return self._elements[group][name]
+
+    def bank(self, trait: str) -> Bank:
+        """Return a trait's bank, read and checked once."""
+        if trait not in self._banks:
+            element: Trait = self.element("trait", trait)
+            self._banks[trait] = load(self.project.conf / "trait" / (element.bank or f"{trait}.jsonl"))
+        return self._banks[trait]
+
+    # -- artifacts -----------------------------------------------------------------------------------------------
+
+    def model(self, name: str) -> Artifact:
+        """Return a base model's artifact."""
+        if name not in self._models:
+            source: Model = self.element("model", name)
+            check_source(name, source)
+            spec = Spec("model", _model_identity(source, self.project.state))
+            label = f"{name}-{spec.digest[:SHORT]}"
+            self._models[name] = Artifact("model", label, spec.digest, spec.as_json(), {}, (f"model={name}",))
+        return self._models[name]
+
+    def treatment(self, regime: str, trait: str | None, variant: str | None = None) -> Treatment:
+        """Return the treatment of a regime and, unless it is a control, a trait and a variant of its training set."""
+        element: Regime = self.element("regime", regime)
+        regimes.check(regime, element)
+        if element.control:
+            return Treatment(regime, regime, control=True)
+        if trait is None:
+            raise InputError(f"regime '{regime}' trains one trait: choose it, as in trait=honesty")
+        name = f"{trait}-{regime}" if variant is None else f"{trait}-{regime}-{variant}"
+        return Treatment(name, regime, trait, variant=variant)
+
+    def examples(self, treatment: Treatment) -> list[regimes.Example]:
+        """Return a treatment's training examples, in order."""
+        element: Regime = self.element("regime", treatment.regime)
+        if element.bank:
+            banks = {treatment.regime: load(self.project.conf / "regime" / element.bank, NEUTRAL)}
+        else:
+            names = [treatment.trained] if treatment.trained else element.traits
+            banks = {name: replace(self.bank(name), variant=treatment.variant or FIRST) for name in names}
+        return regimes.build(element.kind, banks, self.config.data)
+
+    def dataset(self, treatment: Treatment) -> Artifact:
+        """Return a treatment's dataset: determined by its kind and the very examples."""
+        if treatment.name not in self._datasets:
+            element: Regime = self.element("regime", treatment.regime)
+            examples = self.examples(treatment)
+            spec = Spec("dataset", {"kind": element.kind}, {"examples": digest(examples)})
+            label = f"{treatment.name}-{spec.digest[:SHORT]}"
+            choice = (*_choose(treatment), f"data.train_items={self.config.data.train_items}")
+            self._datasets[treatment.name] = Artifact("dataset", label, spec.digest, spec.as_json(), {}, choice)
+        return self._datasets[treatment.name]
+
+    def adapter(self, model: str, treatment: Treatment, seed: int) -> Artifact:
+        """Return one finetune's adapter."""
+        check_seed(seed)
+        base, data = self.model(model), self.dataset(treatment)
+        config = {**identity(self.config.training), "seed": seed}
+        spec = Spec("finetune", config, {"model": base.digest, "dataset": data.digest})
+        name = f"{model}/{treatment.name}/seed{seed}-{spec.digest[:SHORT]}"
+        choice = (f"model={model}", *_choose(treatment), f"seed={seed}")
+        inputs = {"model": base.path, "dataset": data.path}
+        return Artifact("finetune", name, spec.digest, spec.as_json(), inputs, choice)
+
+    def subject(self, model: str, treatment: Treatment, seed: int) -> Subject:
+        """Return what is evaluated for a model, a treatment and a seed."""
+        base = self.model(model)
+        if treatment.name == BASE:
+            name = f"{model}/{BASE}/seed0-{base.digest[:SHORT]}"
+            return Subject(name, model, BASE, 0, base.digest, base.path, base.choice)
+        adapter = self.adapter(model, treatment, seed)
+        return Subject(adapter.name, model, treatment.name, seed, adapter.digest, base.path, adapter.choice)
+
+    def evaluation(self, trait: str, protocol: str, context: str) -> Evaluation:
+        """Return one column of the matrix."""
+        element: Protocol = self.element("protocol", protocol)
+        items = self.items(trait, context)
+        config = identity(self.config.engine)
+        config.pop("name", None)  # engines are interchangeable; which one ran is recorded with each cell
+        if element.kind not in PROTOCOLS:
+            known = nearest(element.kind, PROTOCOLS)
+            raise InputError(f"conf/protocol/{protocol}.yaml: unknown kind '{element.kind}'; {known}")
+        spec = Spec(element.kind, config, {"items": digest(items)})
+        name = f"{trait}.{protocol}.{context}"
+        return Evaluation(
+            name, trait, protocol, context, spec.digest, spec.as_json(), len(items), element.unit, element.label
+        )
+
+    def items(self, trait: str, context: str) -> list[Item]:
+        """Return the test items of a trait in a context."""
+        data = self.config.data
+        return self.bank(trait).test(context, data.far_items if context == "far" else data.test_items)
+
+    # -- the whole -----------------------------------------------------------------------------------------------
+
+    def _check_no_choice(self) -> None:
+        """Refuse settings that choose what one stage works on: an experiment would silently ignore them."""
+        lists = {"model": "models", "trait": "traits", "regime": "regimes"}
+        found = {key: (name, self.chosen[key]) for key, name in lists.items() if key in self.chosen}
+        if self.config.seed is not None:
+            found["seed"] = ("seeds", str(self.config.seed))
+        for key, (name, value) in found.items():
+            raise InputError(
+                f"{key}={value} chooses what one stage works on; an experiment has lists: {name}=[{value}]"
+            )
+        if self.config.evaluations is not None:
+            raise InputError("evaluations=... chooses what one stage works on; an experiment has evaluated=[...]")
+
+    def plan(self) -> Plan:
+        """Return the experiment's plan. Raises InputError for anything that would fail later for want of input."""
+        config = self.config
+        self._check_no_choice()
+        check_lists(config)
+        self._compose_lists()
+        controls = [self.treatment(regime, None) for regime in config.controls.regimes]
+        sets = [*((trait, None) for trait in config.trained), *_variants(config)]
+        trained = [self.treatment(r, t, v) for r in config.regimes for t, v in sets]
+        rows = [(c, s) for c in controls for s in config.controls.seeds]
+        rows += [(t, s) for t in trained for s in config.seeds]
+        treatments = (Treatment(BASE, BASE), *controls, *trained)
+        columns = self.evaluations()
+        check_unique("treatment", [treatment.name for treatment in treatments])
+        check_unique("evaluation", [column.name for column in columns])
+        adapters = [self.adapter(model, t, s) for model in config.models for t, s in rows]
+        everything = [(treatments[0], 0), *rows]
+        return Plan(
+            name=config.name,
+            experiment=self.chosen.get("experiment", config.name),
+            store=config.store,
+            treatments=treatments,
+            models=tuple(self.model(model) for model in config.models),
+            datasets=tuple(self.dataset(treatment) for treatment in treatments[1:]),
+            adapters=tuple(adapters),
+            subjects=tuple(self.subject(model, t, s) for model in config.models for t, s in everything),
+            evaluations=tuple(columns),
+            analysis=identity(config.analysis),
+            style=identity(config.style),
+            control=controls[0].name,
+        )
+
+    def evaluations(self) -> list[Evaluation]:
+        """Return the experiment's columns."""
+        return [self.evaluation(*part) for part in self._columns()]
+
+    def _columns(self) -> list[tuple[str, str, str]]:
+        """Return trait, protocol and context of the experiment's columns."""
+        config = self.config
+        return [(t, p, c) for p in config.protocols for c in config.contexts for t in config.evaluated]
+
+    def chosen_evaluations(self) -> list[Evaluation]:
+        """Return the columns that the command line names, by default all of the experiment's."""
+        product = {".".join(part): part for part in self._columns()}
+        names = self.config.evaluations if self.config.evaluations is not None else list(product)
+        check_list("evaluations", names)
+        for name in names:
+            if name not in product:
+                raise InputError(f"evaluations: unknown evaluation '{name}'; {nearest(name, product)}")
+        parts = [product[name] for name in names]
+        self.compose_elements({"trait": [t for t, _, _ in parts], "protocol": [p for _, p, _ in parts]})
+        return [self.evaluation(*part) for part in parts]
+
+    def evaluation_overrides(self, evaluation: Evaluation) -> tuple[str, ...]:
+        """Return the overrides that, with a subject's, remake a cell whatever the experiment."""
+        key = "far_items" if evaluation.context == "far" else "test_items"
+        lists = (("evaluated", evaluation.trait), ("protocols", evaluation.protocol), ("contexts", evaluation.context))
+        engine = [f"engine.{name}={value}" for name, value in identity(self.config.engine).items()]
+        return (*(f"{name}=[{value}]" for name, value in lists), f"data.{key}={evaluation.items}", *engine)
+
+    def _compose_lists(self) -> None:
+        config = self.config
+        regime_names = [*config.controls.regimes, *config.regimes]
+        self.compose_elements({"model": config.models, "regime": regime_names, "protocol": config.protocols})
+        for name in config.controls.regimes:
+            if not self.element("regime", name).control:
+                raise InputError(f"controls.regimes: '{name}' is no control; name it in regimes")
+        for name in config.regimes:
+            if self.element("regime", name).control:
+                raise InputError(f"regimes: '{name}' is a control; name it in controls.regimes")
+        drawn = [trait for name in regime_names for trait in self.element("regime", name).traits]
+        drawn += [trait for trait, _ in _variants(config)]
+        self.compose_elements({"trait": [*config.traits, *config.trained, *config.evaluated, *drawn]})
+
+
+def _model_identity(source: Model, state: Path) -> dict[str, Any]:
+    """Return what determines a base model: its pin, or for a local folder the content of its files."""
+    if kind(source.source) is Kind.FOLDER:
+        folder = Path(source.source).expanduser()
+        return {"content": remembered_content(folder, state / "content.json")}
+    found = identity(source)
+    found.pop("licence", None)
+    return found
+
+
+def _variants(config: Config) -> list[tuple[str, str]]:
+    """Return trait and training set of each of the experiment's variants."""
+    parts = [name.rpartition(".") for name in config.variants]
+    return [(trait, variant) for trait, _, variant in parts]
+
+
+def _choose(treatment: Treatment) -> tuple[str, ...]:
+    trait = (f"trait={treatment.trained}",) if treatment.trained else ()
+    variant = (f"variant={treatment.variant}",) if treatment.variant else ()
+    return (*trait, f"regime={treatment.regime}", *variant)
