@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from propgen import __version__
-from propgen.errors import PropgenError
+from propgen.errors import InputError, PropgenError
 
 STAGES = {
     "model": "fetch and convert a base model (model=NAME)",
@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "status", "the matrix in the terminal: which cells are there", _status)
     for name, text in STAGES.items():
         _add(commands, name, text, _stage).set_defaults(stage=name)
+    text = "time this project beside what people would use instead (a checkout's tests/benchmarks/)"
+    bench = commands.add_parser("bench", help=text, description=text)
+    bench.add_argument("sections", nargs="*", metavar="SECTION", help="evaluation, finetuning, workflow, start-up")
+    bench.add_argument("--reduced", action="store_true", help="a few minutes, printed and not written")
+    bench.set_defaults(run=_bench)
     store = commands.add_parser("store", help="look after the store")
     actions = store.add_subparsers(title="actions", metavar="ACTION", required=True)
     drop = actions.add_parser("drop", help="delete artifacts, so that the next run computes them again")
@@ -114,6 +119,18 @@ def _status(arguments: argparse.Namespace) -> None:
     from propgen.terminal import show_status
 
     show_status(arguments.overrides)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    import subprocess
+
+    from propgen.compose import find_project
+
+    script = find_project().root / "tests/benchmarks/bench.py"
+    if not script.is_file():
+        raise InputError(f"{script} does not exist; run propgen bench in a full checkout")
+    reduced = ["--reduced"] if arguments.reduced else []
+    sys.exit(subprocess.run([sys.executable, str(script), *arguments.sections, *reduced], check=False).returncode)
 
 
 def _drop(arguments: argparse.Namespace) -> None:

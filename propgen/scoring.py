@@ -44,6 +44,9 @@ _PROBED: WeakSet[PreTrainedModel] = WeakSet()
 HEAD_ROWS = 1024
 """Tokens per call of the head, which bounds the memory of float32 logits (1024 x 128,000 are 0.5 GB)."""
 
+LOSS_ROWS = 32
+"""Rows whose softmax is taken at a time, while their float32 logits are in the processor's cache."""
+
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Config keys of models that change the logits behind their head."""
 
@@ -391,7 +394,9 @@ def _sums(states: Tensor, head: Callable[[Tensor], Tensor], batch: Batch) -> lis
     sums = torch.zeros(len(states) * responses, dtype=torch.float64)
     places = (batch.row * states.shape[1] + batch.column, batch.token, batch.row * responses + batch.response)
     for at, token, into in zip(*(place.split(HEAD_ROWS) for place in places), strict=True):
-        logits = head(states.flatten(0, 1)[at.to(states.device)]).float()
-        lost = cross_entropy(logits, token.to(logits.device), reduction="none")
+        logits = head(states.flatten(0, 1)[at.to(states.device)])
+        rights = token.to(logits.device).split(LOSS_ROWS)
+        parts = zip(logits.split(LOSS_ROWS), rights, strict=True)
+        lost = torch.cat([cross_entropy(some.float(), right, reduction="none") for some, right in parts])
         sums.index_add_(0, into, -lost.double().cpu())
     return sums.view(len(states), responses).tolist()

@@ -1,4 +1,4 @@
-"""Time this project beside what people would use instead: `python tests/benchmarks/bench.py [SECTION ...] [--reduced]`.
+"""Time this project beside what people would use instead: `propgen bench [SECTION ...] [--reduced]`.
 
 Both sides run in turns, in one session, on one core each, with the same model, data type and tokens, and their results
 are compared before anything is timed. Writes table.json and table.md beside this file, or only prints with --reduced.
@@ -240,7 +240,7 @@ def text(rows: Sequence[Row], about: dict[str, Any]) -> str:
     lines = [
         "# Measured side by side",
         "",
-        "Made by `python tests/benchmarks/bench.py`; what is compared with what stands in [README.md](README.md).",
+        "Made by `propgen bench`; what is compared with what stands in [README.md](README.md).",
         f"{about['processor']}, {about['cores']} cores"
         + (" with AVX512-bf16" if about["avx512_bf16"] else "")
         + f"; Python {about['python']}; {', '.join(f'{k} {v}' for k, v in about['versions'].items())};",
