@@ -74,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         _add(commands, name, text, _stage).set_defaults(stage=name)
     text = "time this project beside what people would use instead (a checkout's tests/benchmarks/)"
     bench = commands.add_parser("bench", help=text, description=text)
-    bench.add_argument("sections", nargs="*", metavar="SECTION", help="evaluation, finetuning, workflow, start-up")
+    bench.add_argument(
+        "sections", nargs="*", metavar="SECTION", help="evaluation, finetuning, matrix, workflow, start-up"
+    )
     bench.add_argument("--reduced", action="store_true", help="a few minutes, printed and not written")
     bench.set_defaults(run=_bench)
     store = commands.add_parser("store", help="look after the store")

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import matrix
 import planning
 import startup
 from worker import Worker
@@ -159,6 +160,20 @@ def finetuning(bench: Bench) -> list[Row]:
     return rows
 
 
+def whole(bench: Bench) -> list[Row]:
+    """A matrix by the clock, beside the straightforward script; and how its cost grows with the traits."""
+    sizes = [(1, 1, True)] if bench.reduced else [(4, 2, True), (2, 1, False), (4, 1, False), (8, 1, False)]
+    rows: list[Row] = []
+    for found in matrix.measure(bench.base, bench.peers, sizes):
+        name = f"{found.traits} x {found.traits} traits, {found.seeds} seeds"
+        note = f"{found.finetunes} finetunes, {found.cells} cells"
+        ours, peer = found.ours, found.peer
+        ratio = None if peer is None else peer / ours
+        spread = [[ours, ours]] if peer is None else [[ours, ours], [peer, peer]]
+        rows.append(Row("matrix", name, "s", ours, peer, ratio, None, None, spread, note))
+    return rows
+
+
 def workflow(bench: Bench) -> list[Row]:
     """Planning through the real plan and store, beside a Snakefile with a job per cell."""
     rows: list[Row] = []
@@ -187,6 +202,7 @@ def start(bench: Bench) -> list[Row]:
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "evaluation": evaluation,
     "finetuning": finetuning,
+    "matrix": whole,
     "workflow": workflow,
     "start-up": start,
 }
