@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import matrix
-import planning
+import scaling
 import startup
 from worker import Worker
 
@@ -177,8 +177,8 @@ def whole(bench: Bench) -> list[Row]:
 def workflow(bench: Bench) -> list[Row]:
     """Planning through the real plan and store, beside a Snakefile with a job per cell."""
     rows: list[Row] = []
-    for cells, found in planning.measure(bench.reduced):
-        goals = planning.GOALS if cells > 50_000 else {}
+    for cells, found in scaling.measure(bench.reduced):
+        goals = scaling.GOALS if cells > 50_000 else {}
         for name, ours, peer in found:
             label = f"{cells:,} cells: {name}"
             if name in goals:
