@@ -9,6 +9,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+from propgen.envelope import enclose
 from propgen.errors import InputError, nearest
 
 Prompt = str | list[dict[str, str]]
@@ -35,9 +36,10 @@ NEUTRAL = ("response",)
 SPLITS = ("train", "test")
 DIFFICULTIES = ("easy", "hard")
 """Whether the person who asks can check the answer (`easy`) or cannot (`hard`)."""
-CONTEXTS = ("id", "far", *DIFFICULTIES)
-"""`id`: test items of domains that also train. `far`: test items of domains that never do. `easy`, `hard`: test items
-with that mark, which are in no other context."""
+FORMAT = "format"
+CONTEXTS = ("id", "far", FORMAT, *DIFFICULTIES)
+"""`id`: test items of domains that also train. `far`: test items of domains that never do. `format`: the items of `id`,
+each question inside JSON, code or a letter. `easy`, `hard`: test items with that mark, which no other context has."""
 FIRST = "a"
 """The training set of items without a mark; others are variants, independently written (`b`), or easy or hard."""
 MARKS = ("variant", "difficulty")
@@ -61,6 +63,8 @@ class Bank:
         """Return `count` test items of a context, its domains in turn."""
         if context not in CONTEXTS:
             raise InputError(f"unknown context '{context}'; {nearest(context, CONTEXTS)}")
+        if context == FORMAT:
+            return [_enclosed(item) for item in self.test("id", count)]
         trained = {item["domain"] for item in self.items if item["split"] == "train"}
         items = [item for item in self.items if item["split"] == "test" and _context(item, trained) == context]
         key = "data.far_items" if context == "far" else "data.test_items"
@@ -83,6 +87,15 @@ def mark(item: Item) -> str:
 
 def _context(item: Item, trained: Collection[str]) -> str:
     return item.get("difficulty") or ("id" if item["domain"] in trained else "far")
+
+
+def _enclosed(item: Item) -> Item:
+    """Return an item whose question, the last message, stands in its envelope."""
+    prompt = item["prompt"]
+    if isinstance(prompt, str):
+        return {**item, "prompt": enclose(item["item"], prompt)}
+    *earlier, last = prompt
+    return {**item, "prompt": [*earlier, {**last, "content": enclose(item["item"], last["content"])}]}
 
 
 def in_turn(items: Iterable[Item]) -> list[Item]:

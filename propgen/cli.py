@@ -72,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "status", "the matrix in the terminal: which cells are there", _status)
     for name, text in STAGES.items():
         _add(commands, name, text, _stage).set_defaults(stage=name)
+    text = "measure the traits' banks: near-duplicates, length, words that tell a pole"
+    audit = commands.add_parser("check-bank", help=text, description=text)
+    audit.add_argument("traits", nargs="*", metavar="TRAIT", help="by default all of conf/trait/")
+    audit.set_defaults(run=_check_bank)
     text = "time this project beside what people would use instead (a checkout's tests/benchmarks/)"
     bench = commands.add_parser("bench", help=text, description=text)
     bench.add_argument(
@@ -121,6 +125,12 @@ def _status(arguments: argparse.Namespace) -> None:
     from propgen.terminal import show_status
 
     show_status(arguments.overrides)
+
+
+def _check_bank(arguments: argparse.Namespace) -> None:
+    from propgen.terminal import show_audit
+
+    show_audit(arguments.traits)
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -39,12 +39,14 @@ class Trait:
     definition: one sentence that says what the trait is.
     positive, negative: what an answer at either pole does.
     bank: the JSONL file with its items, relative to `conf/trait/`; by default `<trait>.jsonl`.
+    neighbours: traits so near in meaning that their poles may share words; `check-bank` sets no limit between them.
     """
 
     definition: str = MISSING
     positive: str = MISSING
     negative: str = MISSING
     bank: str | None = None
+    neighbours: list[str] = field(default_factory=list[str])
 
 
 @dataclass

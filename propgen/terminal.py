@@ -9,17 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
+from rich import box
 from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
 from propgen.compose import Composition, compose, find_project
+from propgen.errors import InputError, PropgenError, nearest
 from propgen.plan import Evaluation, Plan, Subject
 from propgen.planner import Planner
 from propgen.store import Store, View
 from propgen.survey import Survey, is_base, reason, survey
 from propgen.workflow import open_view
+
+if TYPE_CHECKING:
+    from propgen.audit import Audit  # scikit-learn takes a second to import
 
 TRAIN_TOKENS_PER_SECOND = 230.0
 ITEMS_PER_SECOND = 8.0
@@ -30,6 +36,12 @@ TEMPLATE_TOKENS = 40
 REASONS_SHOWN = 8
 MARKS, ASCII_MARKS = ("●", "○"), ("x", "-")
 """A cell that is present, and one to run; the latter pair for terminals without Unicode."""
+AUDITED = (
+    "near: items of which a text shares half of its three-word shingles with a text of another family.\n"
+    "length, words: AUC with which they tell the pole of an answer; .5 is not at all.\n"
+    "own words: learnt on training items, tried on test items. others' words: learnt on each other trait that is no\n"
+    "declared neighbour, and whose words tell most."
+)
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,46 @@ def estimate(planner: Planner, found: Survey, view: View) -> Estimate:
     return Estimate(
         tokens / train + START_SECONDS * len(jobs), items / ITEMS_PER_SECOND + START_SECONDS * starts, bool(speeds)
     )
+
+
+def show_audit(traits: Sequence[str]) -> None:
+    """Print measures of the banks of `traits`, by default all, beside those of all others.
+
+    Raises InputError for an unknown trait, PropgenError for a measure beyond its limits.
+    """
+    from propgen.audit import audit
+
+    project = find_project()
+    known = project.options("trait")
+    planner = Planner(project, compose(project, []))
+    planner.compose_elements({"trait": known})
+    neighbours = {trait: planner.element("trait", trait).neighbours for trait in known}
+    for place, names in [
+        ("check-bank", traits),
+        *((f"conf/trait/{t}.yaml: neighbours", n) for t, n in neighbours.items()),
+    ]:
+        for name in names:
+            if name not in known:
+                raise InputError(f"{place}: unknown trait '{name}'; {nearest(name, known)}")
+    found = audit({trait: planner.bank(trait).items for trait in known}, neighbours)
+    console = Console()
+    console.print(_audit_table(found, traits or known))
+    console.print(AUDITED, highlight=False, soft_wrap=True)
+    faults = [fault for fault in found.faults if not traits or fault.partition(":")[0] in traits]
+    if faults:
+        raise PropgenError("; ".join(faults))
+
+
+def _audit_table(found: Audit, traits: Sequence[str]) -> Table:
+    table = Table("trait", "items", "near", "length", "own words", "others' words", "most", box=box.SIMPLE_HEAD)
+    for trait in traits:
+        across = {a: found.vocabulary[a, b] for a, b in found.strangers if b == trait}
+        farthest = max(across, key=lambda other: abs(across[other] - 0.5), default="")
+        span = f"{min(across.values()):.2f} to {max(across.values()):.2f}" if across else ""
+        own = found.vocabulary.get((trait, trait))
+        cells = [str(found.items[trait]), str(len(found.duplicates[trait])), f"{found.length[trait]:.2f}"]
+        table.add_row(trait, *cells, "" if own is None else f"{own:.2f}", span, farthest)
+    return table
 
 
 def _look(overrides: Sequence[str]) -> tuple[Planner, Plan, Survey, View]:

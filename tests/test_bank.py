@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +159,6 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z']+", text.lower())
 
 
-def trigrams(item: dict[str, Any], *keys: str) -> set[tuple[str, ...]]:
-    """Return the runs of three words of an item's texts."""
-    found = words(" ".join(item[key] for key in keys))
-    return {tuple(found[i : i + 3]) for i in range(len(found) - 2)}
-
-
 @pytest.mark.parametrize("trait", TRAITS)
 def test_a_bank_has_enough_items(banks: dict[str, Bank], trait: str) -> None:
     """At least 96 training items, 64 of the same and 24 of two other domains to test, eight domains that train."""
@@ -211,19 +204,6 @@ def test_length_does_not_tell_the_poles_apart(banks: dict[str, Bank], trait: str
     positive, negative = ([len(item[pole].split()) for item in items] for pole in ("positive", "negative"))
     wins = sum((a > b) + (a == b) / 2 for a in positive for b in negative)
     assert 0.40 <= wins / (len(positive) * len(negative)) <= 0.60
-
-
-@pytest.mark.parametrize("trait", TRAITS)
-def test_families_differ_in_words(banks: dict[str, Bank], trait: str) -> None:
-    """No two items of different families share half of their three-word runs."""
-    items: Any = banks[trait].items
-    shingles = [(item["item"], item["family"], trigrams(item, "prompt", "positive", "negative")) for item in items]
-    near = [
-        (a, b)
-        for (a, family, x), (b, other, y) in combinations(shingles, 2)
-        if family != other and len(x & y) > 0.5 * len(x | y)
-    ]
-    assert near == []
 
 
 @pytest.mark.parametrize("trait", TRAITS)
