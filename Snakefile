@@ -2,7 +2,7 @@
 
 snakemake --cores all                              the quickstart
 snakemake --cores all --config experiment=NAME     another experiment of conf/experiment/
-snakemake --cores all datasets|adapters|cells|matrix|figures     stop earlier
+snakemake --cores all datasets|adapters|cells|matrix|statistics|figures     stop earlier
 """
 
 from propgen.workflow import start
@@ -22,6 +22,7 @@ rule all:
     input:
         WORK.needed,
         WORK.tables,
+        WORK.statistics,
         WORK.figures,
     message:
         f"{WORK.plan.name} is complete"
@@ -53,6 +54,7 @@ include: "workflow/rules/dataset.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/matrix.smk"
+include: "workflow/rules/statistics.smk"
 include: "workflow/rules/figures.smk"
 
 

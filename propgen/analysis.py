@@ -6,8 +6,7 @@ belong to F families (paraphrases of one item).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from propgen import inference
 from propgen.digest import canonical
 from propgen.errors import PropgenError
+from propgen.files import replace
 from propgen.inference import Arm, Effect
 from propgen.plan import BASE, Cell, Plan, Treatment
 from propgen.store import CorruptError, View
@@ -77,17 +77,8 @@ def write_tables(folder: Path, tables: Tables) -> None:
     about = {"propgen": canonical(tables.about).decode()}
     parquet: Mapping[str, Frame] = {"cells": tables.cells, "items": tables.items, "matrix": tables.matrix}
     for name, frame in parquet.items():
-        _replace(folder / f"{name}.parquet", lambda path, f=frame: f.write_parquet(path, metadata=about))
-    _replace(folder / "matrix.csv", tables.matrix.write_csv)
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(fresh)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+        replace(folder / f"{name}.parquet", lambda path, f=frame: f.write_parquet(path, metadata=about))
+    replace(folder / "matrix.csv", tables.matrix.write_csv)
 
 
 # -- reading -------------------------------------------------------------------------------------------------------

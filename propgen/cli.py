@@ -23,6 +23,7 @@ STAGES = {
     "finetune": "finetune a base model (model=NAME trait=NAME regime=NAME seed=N)",
     "evaluate": "score a finetune, or without a regime the base model (model=NAME ... evaluations=[NAME,...])",
     "matrix": "turn an experiment's cells into its tables",
+    "statistics": "compute what holds of an experiment's matrix as a whole",
     "figures": "draw an experiment's figures from its tables",
 }
 OVERRIDES = "Hydra overrides, as in experiment=study 'seeds=[0,1,2]' training.learning_rate=1e-4"

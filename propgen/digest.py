@@ -23,6 +23,7 @@ VERSIONS: dict[str, int] = {
     "contrast": 2,
     "choice": 2,
     "matrix": 1,
+    "statistics": 1,
     "figures": 1,
 }
 """Version of each stage (and of each protocol of `evaluate`): raise it when the meaning of the code changes, so that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -23,12 +24,17 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Replace a file in one step by what `write` puts at the path that it is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
-        fresh.write_text(text, encoding="utf-8")
+        write(fresh)
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file in one step."""
+    replace(path, lambda fresh: fresh.write_text(text, encoding="utf-8"))

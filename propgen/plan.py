@@ -148,6 +148,11 @@ class Plan:
         return digest([VERSIONS["matrix"], self.name, self.control, self.analysis, rows, columns])
 
     @cached_property
+    def statistics_digest(self) -> str:
+        """What determines the statistics of the whole matrix: its tables."""
+        return digest([VERSIONS["statistics"], self.matrix_digest])
+
+    @cached_property
     def figures_digest(self) -> str:
         """What determines the figures: the tables, the protocols' words, and the style."""
         words = [(e.unit, e.label) for e in self.evaluations]

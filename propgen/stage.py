@@ -153,6 +153,18 @@ def matrix(bench: Bench) -> None:
         shutil.rmtree(bench.project.results / plan.name / PARTIAL, ignore_errors=True)
 
 
+def statistics(bench: Bench) -> None:
+    """Compute from the experiment's items what holds of its matrix as a whole."""
+    import polars as pl
+
+    from propgen.structure import tabulate, write
+
+    plan = _planned(bench)
+    _expect(bench.planner.config.digest, plan.statistics_digest)
+    folder = _folder(bench, plan)
+    write(folder / "statistics", tabulate(pl.read_parquet(folder / "items.parquet")))
+
+
 def figures(bench: Bench) -> None:
     """Draw the experiment's figures from its tables."""
     from propgen.figures import draw
@@ -168,6 +180,7 @@ STAGES: dict[str, Callable[[Bench], None]] = {
     "finetune": finetune,
     "evaluate": evaluate,
     "matrix": matrix,
+    "statistics": statistics,
     "figures": figures,
 }
 

@@ -75,6 +75,25 @@ MATRIX: Schema = {
     "effect_std": pl.Float64,
     "gate": pl.String,
 }
+AGREEMENT: Schema = {
+    "model": pl.String,
+    "protocol": pl.String,
+    "context": pl.String,
+    "n_rows": pl.Int64,
+    "n_columns": pl.Int64,
+    "n_seeds": pl.Int64,
+    **dict.fromkeys(("r", "r_low", "r_high", "r_split", "r_split_low", "r_split_high"), pl.Float64),
+    **dict.fromkeys(("reliability", "reliability_low", "reliability_high"), pl.Float64),
+}
+CONTROLS: Schema = {
+    "model": pl.String,
+    "protocol": pl.String,
+    "context": pl.String,
+    "control": pl.String,
+    "n_seeds": pl.Int64,
+    **dict.fromkeys(("shift", "shift_low", "shift_high"), pl.Float64),
+    **dict.fromkeys(("column_rms", "column_rms_low", "column_rms_high"), pl.Float64),
+}
 
 
 MARK = b'"checksum":"'

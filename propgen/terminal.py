@@ -38,9 +38,9 @@ MARKS, ASCII_MARKS = ("●", "○"), ("x", "-")
 """A cell that is present, and one to run; the latter pair for terminals without Unicode."""
 AUDITED = (
     "near: items of which a text shares half of its three-word shingles with a text of another family.\n"
-    "length, words: AUC with which they tell the pole of an answer; .5 is not at all.\n"
-    "own words: learnt on training items, tried on test items. others' words: learnt on each other trait that is no\n"
-    "declared neighbour, and whose words tell most."
+    "length: AUC with which the number of words tells an answer's pole; .5 is not at all.\n"
+    "own: AUC of a bag of words learnt on training items, tried on test items.\n"
+    "others: of bags of words learnt on each other trait that is no declared neighbour, and whose tells most."
 )
 
 
@@ -165,11 +165,11 @@ def show_audit(traits: Sequence[str]) -> None:
 
 
 def _audit_table(found: Audit, traits: Sequence[str]) -> Table:
-    table = Table("trait", "items", "near", "length", "own words", "others' words", "most", box=box.SIMPLE_HEAD)
+    table = Table("trait", "items", "near", "length", "own", "others", "most of others", box=box.SIMPLE_HEAD)
     for trait in traits:
         across = {a: found.vocabulary[a, b] for a, b in found.strangers if b == trait}
         farthest = max(across, key=lambda other: abs(across[other] - 0.5), default="")
-        span = f"{min(across.values()):.2f} to {max(across.values()):.2f}" if across else ""
+        span = f"{min(across.values()):.2f}-{max(across.values()):.2f}" if across else ""
         own = found.vocabulary.get((trait, trait))
         cells = [str(found.items[trait]), str(len(found.duplicates[trait])), f"{found.length[trait]:.2f}"]
         table.add_row(trait, *cells, "" if own is None else f"{own:.2f}", span, farthest)

@@ -32,6 +32,7 @@ from propgen.survey import Group, Survey, is_base, survey
 
 STORE = "results/store"
 TABLES = ("cells.parquet", "items.parquet", "matrix.parquet", "matrix.csv")
+STATISTICS = ("agreement.parquet", "controls.parquet")
 PASSIVE = frozenset(
     (
         *("dryrun", "dag", "rulegraph", "filegraph", "d3dag", "summary", "detailed_summary", "lint", "list_rules"),
@@ -142,13 +143,18 @@ class Work:
         return [f"{self.folder}/{name}" for name in TABLES]
 
     @property
+    def statistics(self) -> list[str]:
+        """Return the paths of the statistics of the whole matrix."""
+        return [f"{self.folder}/statistics/{name}" for name in STATISTICS]
+
+    @property
     def figures(self) -> list[str]:
         """Return the paths of the experiment's figures."""
         names = [panel[0] for panel in self.plan.panels]
         return [f"{self.folder}/figures/{name}.{kind}" for name in names for kind in self.plan.style["formats"]]
 
     def args(self, wildcards: Any, output: Any) -> str:  # noqa: ARG002  # derived from outputs: changes trigger nothing
-        """Return the Hydra overrides of `matrix` and `figures`, which read the pinned plan."""
+        """Return the Hydra overrides of `matrix`, `statistics` and `figures`, which read the pinned plan."""
         return shlex.join((*self.common, f"plan={self.pin}"))
 
 
