@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 from propgen.bank import Item
 from propgen.config import Execution
 from propgen.digest import VERSIONS
+from propgen.imports import lean
 from propgen.plan import Cell, Evaluation, Subject
 from propgen.store import CELL, View
 from propgen.tables import write_cell
@@ -36,9 +37,10 @@ class Scorer:
 
     @cached_property
     def _loaded(self) -> Any:
-        import torch
+        with lean():
+            import torch
 
-        from propgen.model import load_frozen
+            from propgen.model import load_frozen
 
         torch.set_num_threads(self.execution.threads)
         return load_frozen(self.base, self.adapter, self.dtype, self.device)

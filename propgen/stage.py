@@ -18,6 +18,7 @@ from propgen.config import Training
 from propgen.device import resolve_dtype, take
 from propgen.digest import identity
 from propgen.errors import InputError, PropgenError
+from propgen.imports import lean
 from propgen.plan import BASE, Artifact, Cell, Plan, Subject, Treatment
 from propgen.planner import Planner
 from propgen.store import CorruptError, Store, View
@@ -55,7 +56,8 @@ def model(bench: Bench) -> None:
     source = bench.planner.element("model", bench.planner.chosen["model"])
 
     def build(folder: Path) -> None:
-        from propgen.model import fetch
+        with lean():
+            from propgen.model import fetch
 
         fetch(bench.planner.chosen["model"], source, folder)
         _write_config(folder, item, {"versions": _versions("torch", "transformers", "gguf")})
@@ -88,8 +90,9 @@ def finetune(bench: Bench) -> None:
         base = _input(bench, inputs["model"], "the base model")
         data = _input(bench, inputs["dataset"], "the dataset")
         with take(config.execution.device, config.execution.threads) as device:
-            from propgen.dataset import read
-            from propgen.training import finetune as run
+            with lean():
+                from propgen.dataset import read
+                from propgen.training import finetune as run
 
             dtype = resolve_dtype(config.training.dtype, device)
             checkpoint = bench.store.workspace(item.digest)
