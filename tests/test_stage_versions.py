@@ -31,6 +31,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "contrast": ("scoring.contrast", "model.load_frozen", "tables.write_cell"),
     "choice": ("scoring.choice", "model.load_frozen", "tables.write_cell"),
     "matrix": ("analysis.tabulate", "analysis.write_tables"),
+    "statistics": ("structure.tabulate", "structure.write"),
     "figures": ("figures.draw",),
 }
 """The functions that make a stage's artifacts."""
