@@ -176,10 +176,6 @@ class View:
     root: Path
     store: Store
 
-    def target(self, digest: str, *, cell: bool = False) -> Path:
-        """Return what a link to an object points at: its folder, or a cell's one file."""
-        return self.store.payload(digest, cell=True) if cell else self.store.folder(digest)
-
     def shows(self, path: str, digest: str, *, cell: bool = False) -> bool:
         """Return whether the link at `path` stands and leads to the whole object."""
         link = f"{self.root}/{path}"
