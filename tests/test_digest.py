@@ -58,8 +58,8 @@ def test_golden_digest_of_a_cell() -> None:
 
 
 def test_every_stage_has_a_golden_digest() -> None:
-    """A new stage or protocol gets one; matrix and figures hash the plan and have theirs in it."""
-    assert {*SPECS, "matrix", "figures"} == set(VERSIONS)
+    """A new stage or protocol gets one; matrix, statistics and figures hash the plan and have theirs in it."""
+    assert {*SPECS, "matrix", "statistics", "figures"} == set(VERSIONS)
 
 
 def test_canonical_json_is_sorted_dense_and_utf8() -> None:

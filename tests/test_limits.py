@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from planning import REAL
 
-from propgen.compose import compose
+from propgen.compose import compose, compose_elements
 from propgen.config import Config
 from propgen.errors import InputError
 from propgen.limits import AT_LEAST_ONE, CHOICES, FORMATS, INTERVALS, check_values
@@ -60,7 +60,8 @@ def test_every_option_in_conf_is_of_a_known_kind() -> None:
     """Engines, regimes and protocols in conf/ are those that are implemented."""
     assert set(REAL.options("engine")) <= set(CHOICES["engine.name"])
     assert set(REAL.options("protocol")) == set(PROTOCOLS)
-    assert set(REAL.options("regime")) == set(KINDS)
+    regimes = compose_elements(REAL, {"regime": REAL.options("regime")})["regime"]
+    assert {regime.kind for regime in regimes.values()} == set(KINDS)
 
 
 def test_every_number_of_the_schema_has_a_limit(config: Config) -> None:

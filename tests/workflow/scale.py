@@ -15,7 +15,7 @@ from propgen.compose import Project, compose
 from propgen.plan import Plan
 from propgen.planner import Planner
 from propgen.store import MANIFEST
-from propgen.workflow import open_view
+from propgen.workflow import STATISTICS, TABLES, open_view
 
 EXPERIMENT = """# @package _global_
 name: scale
@@ -84,9 +84,10 @@ def fill(checkout: Checkout) -> Plan:
     for cell in plan.cells:
         store.folder(cell.digest).mkdir()
         store.payload(cell.digest, cell=True).touch()
-    for name in ("cells.parquet", "items.parquet", "matrix.parquet", "matrix.csv"):
-        (checkout.root / "results/scale").mkdir(exist_ok=True)
-        (checkout.root / "results/scale" / name).touch()
+    for name in (*TABLES, *(f"statistics/{name}" for name in STATISTICS)):
+        path = checkout.root / "results/scale" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     return plan
 
 
