@@ -70,7 +70,7 @@ def refused(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         ("controls.regimes=[control-shufled]", "unknown regime 'control-shufled' .*did you mean 'control-shuffled'"),
         ("models=[smollm2]", "unknown model 'smollm2' .*did you mean 'smollm2-135m'"),
         ("protocols=[contrats]", "unknown protocol 'contrats' .*did you mean 'contrast'"),
-        ("contexts=[fra]", "unknown context 'fra'; did you mean 'far'"),
+        ("contexts=[farr]", "unknown context 'farr'; did you mean 'far'"),
         ("training=lorra", "unknown training 'lorra' .*did you mean 'lora'"),
         ("model=[smollm2-135m]", "model '.smollm2-135m.': a name must match"),
         # keys
