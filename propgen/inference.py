@@ -40,15 +40,16 @@ class Arm:
     @property
     def means(self) -> NDArray[np.float64]:
         """Mean score of each seed over the items that it scored."""
-        return _means(self.scores, axis=1)
+        return means(self.scores, axis=1)
 
     @property
     def item_means(self) -> NDArray[np.float64]:
         """Mean score of each item over the seeds that scored it; NaN where none did."""
-        return _means(self.scores, axis=0)
+        return means(self.scores, axis=0)
 
 
-def _means(scores: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+def means(scores: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Return the mean over what is there; NaN where nothing is."""
     counts = np.isfinite(scores).sum(axis=axis)
     return np.divide(np.nansum(scores, axis=axis), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
 

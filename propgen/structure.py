@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from propgen import inference
 from propgen.files import replace
 from propgen.tables import AGREEMENT, CONTROLS, check
 
@@ -132,18 +133,23 @@ def _agreement_row(key: Sequence[str], grid: Grid) -> dict[str, object]:
     pairs = list(permutations(range(len(grid.scores)), 2))
     same = [(whole[s], whole[t]) for s, t in pairs if s < t]
     split = [(halves[0][s], halves[1][t]) for s, t in pairs]
-    row |= _estimates("r", same, 1) | _estimates("r_split", split, 1)
-    return row | _estimates("reliability", split, 2 * len(grid.scores))
+    r_split = _correlations(split)
+    longer = spearman_brown(r_split, 2 * len(grid.scores))
+    row |= _estimate("r", _correlations(same)) | _estimate("r_split", r_split)
+    return row | _estimate("reliability", longer)
 
 
-def _estimates(name: str, pairs: Sequence[tuple[Array, Array]], factor: int) -> dict[str, float]:
-    """Return the mean correlation of pairs of tables with its interval, lengthened `factor` times."""
+def _correlations(pairs: Sequence[tuple[Array, Array]]) -> Array:
+    """Return the mean correlation of pairs of tables, then that of each resample of rows and columns."""
     shape = pairs[0][0].shape
     weights = [np.ones(shape), *(_weights(shape, seed) for seed in range(REPLICATES))]
-    found = [float(np.mean([_correlation(a, b, w) for a, b in pairs])) for w in weights]
-    longer = [spearman_brown(r, factor) for r in found]
-    low, high = np.nanquantile(longer[1:], [0.025, 0.975])
-    return {name: longer[0], f"{name}_low": float(low), f"{name}_high": float(high)}
+    return np.array([float(np.mean([_correlation(a, b, w) for a, b in pairs])) for w in weights])
+
+
+def _estimate(name: str, values: Array) -> dict[str, float]:
+    """Return the first value with the 95 % interval of the others, its resamples."""
+    low, high = np.nanquantile(values[1:], [0.025, 0.975])
+    return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def _weights(shape: tuple[int, ...], seed: int) -> Array:
@@ -163,13 +169,13 @@ def _correlation(a: Array, b: Array, weights: Array) -> float:
     return float(np.sum(w * x * y) / spread) if spread > 0 else float("nan")
 
 
-def spearman_brown(r: float, factor: float) -> float:
+def spearman_brown(r: Array, factor: float) -> Array:
     """Return the reliability of a measurement that is `factor` times as long (Spearman 1910, Brown 1910)."""
     return factor * r / (1 + (factor - 1) * r)
 
 
 def _control_row(key: Sequence[str], grid: Grid, neutral: Grid, place: int) -> dict[str, object]:
-    treated = np.where(grid.own, np.nan, _mean(grid.means, axis=0))
+    treated = np.where(grid.own, np.nan, inference.means(grid.means, axis=0))
     seeds = neutral.means[:, place]
     seeds = seeds[np.isfinite(seeds).any(axis=1)]
     found = [_shift(treated, seeds.mean(axis=0), np.ones(treated.shape))]
@@ -180,8 +186,7 @@ def _control_row(key: Sequence[str], grid: Grid, neutral: Grid, place: int) -> d
     row: dict[str, object] = {**dict(zip(VIEW, key, strict=True)), "control": neutral.treatments[place]}
     row["n_seeds"] = len(seeds)
     for name, values in zip(("shift", "column_rms"), np.array(found).T, strict=True):
-        low, high = np.nanquantile(values[1:], [0.025, 0.975])
-        row |= {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+        row |= _estimate(name, values)
     return row
 
 
@@ -194,12 +199,6 @@ def _shift(treated: Array, control: Array, weights: Array) -> tuple[float, float
         return float("nan"), float("nan")
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     return float(sums.sum() / counts.sum()), float(np.sqrt(np.average(means**2, weights=counts)))
-
-
-def _mean(values: Array, axis: int) -> Array:
-    """Return the mean over what is there; NaN where nothing is."""
-    counts = np.isfinite(values).sum(axis=axis)
-    return np.divide(np.nansum(values, axis=axis), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
 
 
 def tabulate(items: pl.DataFrame) -> Mapping[str, pl.DataFrame]:

@@ -110,7 +110,7 @@ def _pairs(table: pl.DataFrame) -> list[tuple[str, str]]:
 
 
 def test_spearman_brown_doubles_a_half_test() -> None:
-    assert spearman_brown(0.6, 2) == pytest.approx(0.75)
+    assert spearman_brown(np.array([0.6]), 2) == pytest.approx([0.75])
 
 
 @pytest.mark.parametrize("change", [{"seeds": 1}, {"traits": ("a", "b", "c")}])
