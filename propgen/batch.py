@@ -7,7 +7,6 @@ which branches do not see each other and positions that start again behind the p
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import NamedTuple
@@ -17,7 +16,6 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from propgen.encoding import MULTIPLE
 from propgen.errors import PropgenError
 
 log = logging.getLogger("propgen")
@@ -98,7 +96,7 @@ def in_batches(queries: Sequence[Query], prefix: int, token_budget: int, score: 
     pending = sorted(range(len(queries)), key=lambda i: -queries[i].tokens)
     sums: dict[int, list[float]] = {}
     while pending:
-        width = math.ceil(queries[pending[0]].tokens / MULTIPLE) * MULTIPLE - prefix
+        width = queries[pending[0]].tokens - prefix
         rows = pending[: max(1, token_budget // width)]
         found = _unless_out_of_memory(score, lay_out([queries[i] for i in rows], prefix, width))
         if found is not None:
