@@ -21,7 +21,7 @@ VERSIONS: dict[str, int] = {
     "dataset": 1,
     "finetune": 2,
     "contrast": 2,
-    "choice": 2,
+    "choice": 3,
     "matrix": 1,
     "statistics": 1,
     "figures": 1,

@@ -1,12 +1,11 @@
 """Protocols that score an item by a causal language model's own probabilities, without generating text.
 
-Both protocols turn items into queries (a prompt and responses to it, as tokens) and read summed log-probabilities off
-one of two paths, which agree up to floating-point error:
+Both protocols turn items into queries (see `propgen.batch`) and read summed log-probabilities off one of two paths,
+which agree up to floating-point error:
 
-- packed: a query is one row `prompt | response | response` with a block mask and with positions that start again behind
-  the prompt, so that the prompt runs once; the tokens that begin every prompt of the call run once for all rows; the
-  head runs only where a response token is predicted.
-- plain: a row per response through the model's own forward, where `packing_obstacle` names a reason.
+- packed: a row per query, so that its prompt runs once; the tokens that begin every prompt of the call run once for all
+  rows; the head runs only where a response token is predicted.
+- plain: a row per branch of a query through the model's own forward, where `packing_obstacle` names a reason.
 
 Nothing is random: rows depend on model, items and, in their last digits, the token budget.
 """
@@ -20,17 +19,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple, TypedDict, cast
+from typing import TypedDict, cast
 from weakref import WeakSet
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from propgen.batch import Batch, Branch, Query, block_mask, in_batches, response_sums, shared
 from propgen.cpu import ATTENTION
-from propgen.encoding import MULTIPLE, tokenise
+from propgen.encoding import tokenise
 from propgen.errors import InputError, PropgenError
 
 log = logging.getLogger("propgen")
@@ -40,12 +37,6 @@ PROBE_GAP = {torch.float32: 1e-4, torch.float64: 1e-4}
 
 _PROBED: WeakSet[PreTrainedModel] = WeakSet()
 """Models on which the two paths were found equal."""
-
-HEAD_ROWS = 1024
-"""Tokens per call of the head, which bounds the memory of float32 logits (1024 x 128,000 are 0.5 GB)."""
-
-LOSS_ROWS = 32
-"""Rows whose softmax is taken at a time, while their float32 logits are in the processor's cache."""
 
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Config keys of models that change the logits behind their head."""
@@ -72,29 +63,6 @@ Scorer = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Sequence[Item], int
 """(model, tokenizer, items, token budget) -> rows of a cell, in the items' order."""
 
 
-class Query(NamedTuple):
-    """What the model is asked: how likely each response is behind the prompt. item: its name, for messages."""
-
-    item: str
-    prompt: list[int]
-    responses: list[list[int]]
-
-
-class Batch(NamedTuple):
-    """Queries as tensors. tokens, positions, blocks: [rows, width]; block 0 is the prompt, k a response, -1 padding.
-
-    row, column, token, response: [scored tokens]; the logits at (row, column) predict `token` of that response.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    blocks: Tensor
-    row: Tensor
-    column: Tensor
-    token: Tensor
-    response: Tensor
-
-
 def contrast(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], token_budget: int
 ) -> list[dict[str, object]]:
@@ -112,7 +80,7 @@ def contrast(
         InputError: an item that the template rejects or that exceeds the model's context.
         PropgenError: an item that exceeds the memory.
     """
-    queries = [_contrast_query(tokenizer, item) for item in items]
+    queries = [contrast_query(tokenizer, item) for item in items]
     sums = logprobs(model, queries, token_budget)
     return [_contrast_row(*found) for found in zip(items, queries, sums, strict=True)]
 
@@ -124,24 +92,28 @@ def choice(
 
     score = p_positive = P(letter of the positive answer) / (P(A) + P(B)), as first token of the assistant's turn. Two
     rows per item: sample 0 shows the positive answer first and sample 1 second, so that their mean is free of a
-    preference for a letter. Token budget, None and errors as in `contrast`.
+    preference for a letter; both are asked in one row. Token budget, None and errors as in `contrast`.
     """
-    asked = [(item, sample) for item in items for sample in (0, 1)]
-    sums = logprobs(model, [_choice_query(tokenizer, *ask) for ask in asked], token_budget)
-    return [_choice_row(*ask, found) for ask, found in zip(asked, sums, strict=True)]
+    sums = logprobs(model, [choice_query(tokenizer, item) for item in items], token_budget)
+    return [
+        _choice_row(item, sample, found[2 * sample : 2 * sample + 2])
+        for item, found in zip(items, sums, strict=True)
+        for sample in (0, 1)
+    ]
 
 
 SCORERS: dict[str, Scorer] = {"contrast": contrast, "choice": choice}
 
 
-def _contrast_query(tokenizer: PreTrainedTokenizerBase, item: Item) -> Query:
+def contrast_query(tokenizer: PreTrainedTokenizerBase, item: Item) -> Query:
+    """Return the query whose two branches are the positive and the negative answer."""
     prompt, positive = _tokenise(tokenizer, item, _messages(item), item["positive"])
     _, negative = _tokenise(tokenizer, item, _messages(item), item["negative"])
-    return Query(item["item"], prompt, [positive, negative])
+    return Query(item["item"], prompt, [Branch([], [positive]), Branch([], [negative])])
 
 
 def _contrast_row(item: Item, query: Query, sums: list[float]) -> dict[str, object]:
-    (positive, negative), (n_positive, n_negative) = sums, map(len, query.responses)
+    (positive, negative), (n_positive, n_negative) = sums, (len(branch.responses[0]) for branch in query.branches)
     return _row(item, 0, positive / n_positive - negative / n_negative) | {
         "logprob_positive": None if math.isnan(positive) else positive,
         "logprob_negative": None if math.isnan(negative) else negative,
@@ -150,8 +122,19 @@ def _contrast_row(item: Item, query: Query, sums: list[float]) -> dict[str, obje
     }
 
 
-def _choice_query(tokenizer: PreTrainedTokenizerBase, item: Item, sample: int) -> Query:
-    """Return the query whose one-token responses are the positive and the negative answer's letters."""
+def choice_query(tokenizer: PreTrainedTokenizerBase, item: Item) -> Query:
+    """Return the query with a branch per order, from where the orders differ: the positive answer first, then second.
+
+    A branch's one-token responses are the letters of the positive and of the negative answer.
+    """
+    asked = [_ask(tokenizer, item, sample) for sample in (0, 1)]
+    common = shared([prompt for prompt, _ in asked])
+    branches = [Branch(prompt[common:], letters) for prompt, letters in asked]
+    return Query(item["item"], asked[0][0][:common], branches)
+
+
+def _ask(tokenizer: PreTrainedTokenizerBase, item: Item, sample: int) -> tuple[list[int], list[list[int]]]:
+    """Return the prompt of one order, and the letters of the positive and the negative answer behind it."""
     *earlier, last = _messages(item)
     a, b = (item["negative"], item["positive"]) if sample else (item["positive"], item["negative"])
     chat = [*earlier, {"role": "user", "content": QUESTION.format(message=last["content"], a=a, b=b)}]
@@ -161,7 +144,7 @@ def _choice_query(tokenizer: PreTrainedTokenizerBase, item: Item, sample: int) -
     if same is None:
         raise PropgenError(f"item '{item['item']}': the model's tokenizer does not tell the letters A and B apart")
     letters = [[first[same]], [second[same]]]
-    return Query(item["item"], prompt + first[:same], letters[::-1] if sample else letters)
+    return prompt + first[:same], letters[::-1] if sample else letters
 
 
 def _choice_row(item: Item, sample: int, sums: list[float]) -> dict[str, object]:
@@ -211,11 +194,9 @@ def logprobs(model: PreTrainedModel, queries: Sequence[Query], token_budget: int
 def _check_context(model: PreTrainedModel, queries: Sequence[Query]) -> None:
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or math.inf
     for query in queries:
-        length = len(query.prompt) + max(map(len, query.responses))
-        if length > limit:
-            raise InputError(
-                f"item '{query.item}' has {length} tokens, more than the model's context of {limit}; shorten the item"
-            )
+        if query.longest > limit:
+            many = f"{query.longest} tokens, more than the model's context of {limit}"
+            raise InputError(f"item '{query.item}' has {many}; shorten the item")
 
 
 @contextmanager
@@ -227,11 +208,6 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def supports_packing(model: PreTrainedModel) -> bool:
-    """Return whether packed rows give what plain sequences give; see `packing_obstacle`."""
-    return packing_obstacle(model) is None
 
 
 def packing_obstacle(model: PreTrainedModel) -> str | None:
@@ -261,7 +237,7 @@ def _probe(model: PreTrainedModel) -> str | None:
     """Score a query both ways; its responses are the same tokens, so that one that saw the other would copy it."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     tokens = [7919 * i % vocabulary for i in range(1, 65)]
-    query = Query("probe", tokens[:32], [tokens[32:], tokens[32:]])
+    query = Query("probe", tokens[:32], [Branch([], [tokens[32:]])] * 2)
     try:
         with _evaluating(model), torch.inference_mode():
             plain, packed = (torch.tensor(path(model, [query], 128)) / 32 for path in (_plain, _packed))
@@ -277,74 +253,12 @@ def _probe(model: PreTrainedModel) -> str | None:
 
 def _packed(model: PreTrainedModel, queries: Sequence[Query], token_budget: int) -> list[list[float]]:
     """Score a row per query, behind a cache of the tokens that begin every prompt."""
-    shared = _shared([query.prompt for query in queries])
+    prefix = shared([query.prompt for query in queries])
     cache = DynamicCache(config=model.config)
-    if shared:
-        prefix = torch.tensor([queries[0].prompt[:shared]], device=model.device)
-        model.base_model(input_ids=prefix, past_key_values=cache, use_cache=True)
-    return _in_batches(queries, shared, token_budget, partial(_packed_sums, model, cache))
-
-
-def _shared(prompts: Sequence[list[int]]) -> int:
-    """Return how many tokens all prompts begin with, at most all but the last, which predicts each response."""
-    shortest = min(map(len, prompts)) - 1
-    extremes = zip(min(prompts), max(prompts), strict=False)  # what these two begin with, all begin with
-    return min(shortest, next((i for i, (a, b) in enumerate(extremes) if a != b), shortest))
-
-
-def _plain(model: PreTrainedModel, queries: Sequence[Query], token_budget: int) -> list[list[float]]:
-    """Score a row per response; responses of one token share a row, to which they add nothing."""
-    parts = [[q.responses] if max(map(len, q.responses)) == 1 else [[r] for r in q.responses] for q in queries]
-    rows = [q._replace(responses=part) for q, own in zip(queries, parts, strict=True) for part in own]
-    found = iter([x for sums in _in_batches(rows, 0, token_budget, partial(_plain_sums, model)) for x in sums])
-    return [[next(found) for _ in query.responses] for query in queries]
-
-
-def _in_batches(
-    queries: Sequence[Query], shared: int, token_budget: int, score: Callable[[Batch], list[list[float]]]
-) -> list[list[float]]:
-    """Score queries, longest first, in batches within the budget, which is halved whenever memory runs out."""
-    length = [len(q.prompt) - shared + sum(len(r) - 1 for r in q.responses) for q in queries]
-    pending = sorted(range(len(queries)), key=lambda i: -length[i])
-    sums: dict[int, list[float]] = {}
-    while pending:
-        width = math.ceil((shared + length[pending[0]]) / MULTIPLE) * MULTIPLE - shared
-        rows = pending[: max(1, token_budget // width)]
-        found = _unless_out_of_memory(score, _batch([queries[i] for i in rows], shared, width))
-        if found is not None:
-            sums.update(zip(rows, found, strict=True))
-            pending = pending[len(rows) :]
-        elif len(rows) == 1:
-            name = queries[rows[0]].item
-            raise PropgenError(f"item '{name}' alone ({width} tokens) exceeds the memory; free some or shorten it")
-        else:
-            token_budget = len(rows) * width // 2
-            log.warning("out of memory; going on with at most %d tokens per forward pass", token_budget)
-    return [sums[i] for i in range(len(queries))]
-
-
-def _unless_out_of_memory(score: Callable[[Batch], list[list[float]]], batch: Batch) -> list[list[float]] | None:
-    try:
-        return score(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
-            raise
-    clear_device_cache(garbage_collection=True)  # only here is the failed pass's memory no longer referred to
-    return None
-
-
-def _batch(queries: Sequence[Query], shared: int, width: int) -> Batch:
-    """Lay queries out as rows `prompt[shared:] | response[:-1] | ...`; a last token predicts nothing."""
-    grid: list[list[tuple[int, int, int]]] = []
-    targets: list[tuple[int, int, int, int]] = []
-    for row, (_, prompt, responses) in enumerate(queries):
-        cells = [(prompt[i], i, 0) for i in range(shared, len(prompt))]
-        for k, response in enumerate(responses):
-            columns = [len(prompt) - shared - 1, *range(len(cells), len(cells) + len(response) - 1)]
-            targets += [(row, column, token, k) for column, token in zip(columns, response, strict=True)]
-            cells += [(token, len(prompt) + i, k + 1) for i, token in enumerate(response[:-1])]
-        grid.append(cells + [(0, 0, -1)] * (width - len(cells)))
-    return Batch(*torch.tensor(grid).movedim(-1, 0).contiguous(), *torch.tensor(targets).T.contiguous())
+    if prefix:
+        tokens = torch.tensor([queries[0].prompt[:prefix]], device=model.device)
+        model.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
+    return in_batches(queries, prefix, token_budget, partial(_packed_sums, model, cache))
 
 
 def _packed_sums(model: PreTrainedModel, cache: DynamicCache, batch: Batch) -> list[list[float]]:
@@ -352,24 +266,20 @@ def _packed_sums(model: PreTrainedModel, cache: DynamicCache, batch: Batch) -> l
     past.batch_repeat_interleave(len(batch.tokens))
     hidden = model.base_model(
         input_ids=batch.tokens.to(model.device),
-        attention_mask=_block_mask(batch.blocks, cache.get_seq_length(), model.dtype).to(model.device),
+        attention_mask=block_mask(batch.blocks, cache.get_seq_length(), model.dtype).to(model.device),
         position_ids=batch.positions.to(model.device),
         past_key_values=past,
         use_cache=True,
     ).last_hidden_state
     head = cast(torch.nn.Module, model.get_output_embeddings())
-    return _sums(hidden, head, batch)
+    return response_sums(hidden, head, batch)
 
 
-def _block_mask(blocks: Tensor, shared: int, dtype: torch.dtype) -> Tensor:
-    """Return an additive mask, [rows, 1, width, shared + width].
-
-    A token sees the shared prefix and, of what stands before it, the prompt and its own block.
-    """
-    query, key = blocks[:, :, None], blocks[:, None, :]
-    seen = ((key == 0) | (key == query)).tril()
-    seen = torch.cat([seen.new_ones(*blocks.shape, shared), seen], dim=-1)
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+def _plain(model: PreTrainedModel, queries: Sequence[Query], token_budget: int) -> list[list[float]]:
+    """Score a row per branch."""
+    rows = [query._replace(branches=[branch]) for query in queries for branch in query.branches]
+    found = iter(in_batches(rows, 0, token_budget, partial(_plain_sums, model)))
+    return [[x for _ in query.branches for x in next(found)] for query in queries]
 
 
 def _plain_sums(model: PreTrainedModel, batch: Batch) -> list[list[float]]:
@@ -382,21 +292,4 @@ def _plain_sums(model: PreTrainedModel, batch: Batch) -> list[list[float]]:
         **({"logits_to_keep": kept.to(model.device)} if known else {}),
     ).logits
     logits = logits if known else logits[:, kept.to(logits.device)]
-    return _sums(logits, torch.nn.Identity(), batch._replace(column=torch.searchsorted(kept, batch.column)))
-
-
-def _sums(states: Tensor, head: Callable[[Tensor], Tensor], batch: Batch) -> list[list[float]]:
-    """Return summed log-probabilities, [rows][responses], from states [rows, columns, features].
-
-    The log-softmax is in float32 and the sum in float64 on the CPU, where its order is fixed.
-    """
-    responses = int(batch.response.max()) + 1
-    sums = torch.zeros(len(states) * responses, dtype=torch.float64)
-    places = (batch.row * states.shape[1] + batch.column, batch.token, batch.row * responses + batch.response)
-    for at, token, into in zip(*(place.split(HEAD_ROWS) for place in places), strict=True):
-        logits = head(states.flatten(0, 1)[at.to(states.device)])
-        rights = token.to(logits.device).split(LOSS_ROWS)
-        parts = zip(logits.split(LOSS_ROWS), rights, strict=True)
-        lost = torch.cat([cross_entropy(some.float(), right, reduction="none") for some, right in parts])
-        sums.index_add_(0, into, -lost.double().cpu())
-    return sums.view(len(states), responses).tolist()
+    return response_sums(logits, torch.nn.Identity(), batch._replace(column=torch.searchsorted(kept, batch.column)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from transformers import (
 
 from propgen import scoring
 from propgen.errors import InputError, PropgenError
-from propgen.scoring import SCORERS, Item, choice, contrast, packing_obstacle, supports_packing
+from propgen.scoring import SCORERS, Item, choice, contrast, packing_obstacle
 
 BUDGET = 512
 WORDS = ["the", "tea", "was", "cold", "and", "nobody", "on", "early", "trains", "to", "Leeds", "seemed", "bothered"]
@@ -106,6 +107,26 @@ def assert_equals_reference(
         assert row["score"] == pytest.approx(found[0] - found[1], abs=1e-12)
 
 
+def assert_choices_equal_reference(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[Item], tolerance: float
+) -> None:
+    """Assert that `choice` gives, per item and order, what a plain sequence's next-token logits say of the letters."""
+    letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "AB"]
+    rows = iter(choice(model, tokenizer, items, BUDGET))
+    for item, order in itertools.product(items, ("positive-first", "negative-first")):
+        *earlier, last = [{"content": item["prompt"]}] if isinstance(item["prompt"], str) else item["prompt"]
+        answers = [item["positive"], item["negative"]][:: 1 if order == "positive-first" else -1]
+        question = scoring.QUESTION.format(message=last["content"], a=answers[0], b=answers[1])
+        chat = [*earlier, {"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        with torch.no_grad():
+            logits = model(torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])).logits[0, -1]
+        shares = logits[letters].double().softmax(-1).tolist()
+        row = next(rows)
+        assert row["order"] == order
+        assert row["score"] == row["p_positive"] == pytest.approx(shares[order != "positive-first"], abs=tolerance)
+
+
 def scores(rows: list[dict[str, Any]]) -> list[float]:
     return [row["score"] for row in rows]
 
@@ -113,7 +134,7 @@ def scores(rows: list[dict[str, Any]]) -> list[float]:
 @pytest.fixture
 def passes(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Record rows and width of each forward pass of the packed path, after the model was probed."""
-    assert supports_packing(model)
+    assert packing_obstacle(model) is None
     seen: list[tuple[int, int]] = []
     forward = model.base_model.forward
 
@@ -128,7 +149,7 @@ def passes(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[tupl
 
 def test_packed_equals_a_plain_sequence_per_response(model: Any, tokenizer: Any) -> None:
     """Items of very different lengths score as they do one by one without packing, cache and padding."""
-    assert supports_packing(model)
+    assert packing_obstacle(model) is None
     assert_equals_reference(model, tokenizer, make_items(), 1e-5)
 
 
@@ -142,7 +163,7 @@ def test_equal_prompts_are_scored_right(model: Any, tokenizer: Any, count: int) 
 @pytest.mark.parametrize("kind", ["contrast", "choice"])
 def test_token_budget_changes_nothing(model: Any, tokenizer: Any, kind: str) -> None:
     """Batches of one item, of some items and of all items give the same scores."""
-    one, some, every = (scores(SCORERS[kind](model, tokenizer, make_items(), budget)) for budget in (1, 700, 100_000))
+    one, some, every = (scores(SCORERS[kind](model, tokenizer, make_items(), budget)) for budget in (1, 1500, 100_000))
     assert some == pytest.approx(one, abs=1e-6)
     assert every == pytest.approx(one, abs=1e-6)
 
@@ -152,8 +173,8 @@ def test_batches_stay_within_the_token_budget(
     model: Any, tokenizer: Any, kind: str, passes: list[tuple[int, int]]
 ) -> None:
     """No forward pass has more tokens than the budget, padding included, unless a single row has."""
-    SCORERS[kind](model, tokenizer, make_items(), 700)
-    assert all(rows * width <= 700 or rows == 1 for rows, width in passes)
+    SCORERS[kind](model, tokenizer, make_items(), 1500)
+    assert all(rows * width <= 1500 or rows == 1 for rows, width in passes)
     assert any(rows > 1 for rows, _ in passes)
 
 
@@ -293,7 +314,7 @@ def test_an_item_that_does_not_fit_alone_is_named(
 ) -> None:
     """When even a single row runs out of memory, the error says which item it was."""
     fail_above(model, 0, MEMORY_ERRORS[0], monkeypatch)
-    monkeypatch.setattr(scoring, "_shared", lambda _: 0)
+    monkeypatch.setattr(scoring, "shared", lambda _: 0)
     with pytest.raises(PropgenError, match=r"item 'item-\d' alone \(\d+ tokens\) exceeds the memory"):
         contrast(model, tokenizer, make_items(), 100_000)
 
@@ -309,16 +330,25 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 
 def test_choice_reads_the_letters_probabilities(model: Any, tokenizer: Any) -> None:
     """The score is the positive letter's share of the two letters' next-token probability, in both orders."""
-    item = make_item("a", "Tea?", "Yes, please.", "No.")
-    for row, (a, b) in zip(choice(model, tokenizer, [item], BUDGET), [(0, 1), (1, 0)], strict=True):
-        answers = (item["positive"], item["negative"])
-        question = scoring.QUESTION.format(message="Tea?", a=answers[a], b=answers[b])
-        text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-        with torch.no_grad():
-            logits = model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1]
-        letters = logits[[tokenizer.convert_tokens_to_ids(letter) for letter in "AB"]].double().softmax(-1)
-        assert row["order"] == ("negative-first" if a else "positive-first")
-        assert row["score"] == row["p_positive"] == pytest.approx(letters[a].item(), abs=1e-6)
+    assert packing_obstacle(model) is None
+    assert_choices_equal_reference(model, tokenizer, make_items(), 1e-6)
+
+
+def test_choice_between_equal_answers(model: Any, tokenizer: Any) -> None:
+    """Where both orders ask the same, their prompts share all but the last token."""
+    items = [make_item("same", "Tea?", "Yes.", "Yes."), make_item("almost", "Tea?", "Yes.", "Yes, please.")]
+    assert_choices_equal_reference(model, tokenizer, items, 1e-6)
+
+
+def test_what_both_orders_begin_with_runs_once(model: Any, tokenizer: Any, passes: list[tuple[int, int]]) -> None:
+    """A row has the message once, and the answers and what follows them twice."""
+    items = [make_item(f"item-{i}", f"{i} " + "Is the kettle on? " * 30, "Yes.", "No.") for i in range(2)]
+    choice(model, tokenizer, items, 100_000)
+    (_, rows) = passes
+    message = len(items[0]["prompt"])
+    twice = len(scoring.QUESTION) + len("Yes.No.<|im_start|>assistant")
+    assert rows[0] == 2
+    assert message < rows[1] < message + 2 * twice < 2 * message
 
 
 def test_swapping_the_poles_gives_the_rest_of_the_probability(model: Any, tokenizer: Any) -> None:
@@ -378,6 +408,7 @@ def test_architectures_are_packed_only_where_that_is_right(
     found = packing_obstacle(model)
     assert found is None if reason is None else reason in (found or "")
     assert_equals_reference(model, tokenizer, make_items(5), 1e-5)
+    assert_choices_equal_reference(model, tokenizer, make_items(2), 1e-5)
 
 
 class Louder(LlamaForCausalLM):
@@ -433,7 +464,7 @@ def test_bfloat16_agrees_with_float32(model: Any, tokenizer: Any) -> None:
     """A bfloat16 model packs, and its scores are those of float32 but for rounding."""
     expected = scores(contrast(model, tokenizer, make_items(), BUDGET))
     half = model.to(torch.bfloat16)
-    assert supports_packing(half)
+    assert packing_obstacle(half) is None
     rows = contrast(half, tokenizer, make_items(), BUDGET)
     assert scores(rows) == pytest.approx(expected, abs=0.1)
     # Sums of log-probabilities that bfloat16 had rounded would be multiples of its steps.
@@ -442,13 +473,13 @@ def test_bfloat16_agrees_with_float32(model: Any, tokenizer: Any) -> None:
 
 @pytest.mark.model
 def test_real_items_score_as_plain_sequences(smollm2: Path) -> None:
-    """SmolLM2 gives eight real items the same scores packed, plain and one by one, and plausible choices."""
+    """SmolLM2 gives eight real items the same scores packed and one by one, and the same choices."""
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     items = [make_item(name, *texts) for name, *texts in REAL]
-    assert supports_packing(model)
+    assert packing_obstacle(model) is None
     assert_equals_reference(model, tokenizer, items, 1e-4)
-    assert all(0 < row["score"] < 1 for row in choice(model, tokenizer, items[:2], BUDGET))  # type: ignore[operator]
+    assert_choices_equal_reference(model, tokenizer, items, 1e-4)
 
 
 REAL = [

@@ -13,6 +13,7 @@ import torch
 from worker import serve
 
 from propgen import bank, scoring, training
+from propgen.batch import shared
 from propgen.config import Execution, Training
 from propgen.encoding import encode_all, order
 from propgen.model import load, load_frozen
@@ -33,10 +34,10 @@ def queries(base: str, trait: str, items: int, kind: str) -> list[dict[str, Any]
     _, tokenizer = _model(base, "bfloat16")
     chosen = _items(trait, items)
     if kind == "contrast":
-        asked = [scoring._contrast_query(tokenizer, item) for item in chosen]
-    else:
-        asked = [scoring._choice_query(tokenizer, item, sample) for item in chosen for sample in (0, 1)]
-    return [query._asdict() for query in asked]
+        asked = [scoring.contrast_query(tokenizer, item) for item in chosen]
+        return [{"prompt": q.prompt, "responses": [r for b in q.branches for r in b.responses]} for q in asked]
+    asked = [scoring.choice_query(tokenizer, item) for item in chosen]
+    return [{"prompt": q.prompt + b.context, "responses": b.responses} for q in asked for b in q.branches]
 
 
 def evaluate(base: str, dtype: str, trait: str, items: int, kind: str) -> dict[str, Any]:
@@ -54,10 +55,10 @@ def work(base: str, dtype: str, trait: str, items: int) -> dict[str, float]:
     Two per weight and token for the layers, and per weight and scored token for the head; attention is not counted.
     """
     model, tokenizer = _model(base, dtype)
-    asked = [scoring._contrast_query(tokenizer, item) for item in _items(trait, items)]
-    shared = scoring._shared([query.prompt for query in asked])
-    tokens = shared + sum(len(q.prompt) - shared + sum(len(r) - 1 for r in q.responses) for q in asked)
-    scored = sum(len(response) for query in asked for response in query.responses)
+    asked = [scoring.contrast_query(tokenizer, item) for item in _items(trait, items)]
+    prefix = shared([query.prompt for query in asked])
+    tokens = prefix + sum(query.tokens - prefix for query in asked)
+    scored = sum(len(response) for query in asked for branch in query.branches for response in branch.responses)
     body, head = weights(model.config)
     return {"operations": 2.0 * (tokens * body + scored * head)}
 
