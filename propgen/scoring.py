@@ -17,18 +17,17 @@ import copy
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypedDict, cast
 from weakref import WeakSet
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from propgen.batching import evaluating, in_batches
 from propgen.cpu import ATTENTION
 from propgen.encoding import MULTIPLE, tokenise
 from propgen.errors import InputError, PropgenError
@@ -200,7 +199,7 @@ def logprobs(model: PreTrainedModel, queries: Sequence[Query], token_budget: int
     if not queries:
         return []
     _check_context(model, queries)
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         reason = packing_obstacle(model)
         if reason is None:
             return _packed(model, queries, token_budget)
@@ -216,17 +215,6 @@ def _check_context(model: PreTrainedModel, queries: Sequence[Query]) -> None:
             raise InputError(
                 f"item '{query.item}' has {length} tokens, more than the model's context of {limit}; shorten the item"
             )
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Switch dropout off for the time being."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def supports_packing(model: PreTrainedModel) -> bool:
@@ -263,7 +251,7 @@ def _probe(model: PreTrainedModel) -> str | None:
     tokens = [7919 * i % vocabulary for i in range(1, 65)]
     query = Query("probe", tokens[:32], [tokens[32:], tokens[32:]])
     try:
-        with _evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             plain, packed = (torch.tensor(path(model, [query], 128)) / 32 for path in (_plain, _packed))
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"it does not run packed rows ({error})"
@@ -303,34 +291,18 @@ def _plain(model: PreTrainedModel, queries: Sequence[Query], token_budget: int) 
 def _in_batches(
     queries: Sequence[Query], shared: int, token_budget: int, score: Callable[[Batch], list[list[float]]]
 ) -> list[list[float]]:
-    """Score queries, longest first, in batches within the budget, which is halved whenever memory runs out."""
-    length = [len(q.prompt) - shared + sum(len(r) - 1 for r in q.responses) for q in queries]
-    pending = sorted(range(len(queries)), key=lambda i: -length[i])
-    sums: dict[int, list[float]] = {}
-    while pending:
-        width = math.ceil((shared + length[pending[0]]) / MULTIPLE) * MULTIPLE - shared
-        rows = pending[: max(1, token_budget // width)]
-        found = _unless_out_of_memory(score, _batch([queries[i] for i in rows], shared, width))
-        if found is not None:
-            sums.update(zip(rows, found, strict=True))
-            pending = pending[len(rows) :]
-        elif len(rows) == 1:
-            name = queries[rows[0]].item
-            raise PropgenError(f"item '{name}' alone ({width} tokens) exceeds the memory; free some or shorten it")
-        else:
-            token_budget = len(rows) * width // 2
-            log.warning("out of memory; going on with at most %d tokens per forward pass", token_budget)
-    return [sums[i] for i in range(len(queries))]
+    """Score queries in batches within the budget, behind `shared` tokens that are in a cache already."""
 
+    def run(rows: list[int], width: int) -> list[list[float]]:
+        return score(_batch([queries[i] for i in rows], shared, width))
 
-def _unless_out_of_memory(score: Callable[[Batch], list[list[float]]], batch: Batch) -> list[list[float]] | None:
-    try:
-        return score(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
-            raise
-    clear_device_cache(garbage_collection=True)  # only here is the failed pass's memory no longer referred to
-    return None
+    return in_batches(
+        [query.item for query in queries],
+        [len(q.prompt) - shared + sum(len(r) - 1 for r in q.responses) for q in queries],
+        lambda length: math.ceil((shared + length) / MULTIPLE) * MULTIPLE - shared,
+        token_budget,
+        run,
+    )
 
 
 def _batch(queries: Sequence[Query], shared: int, width: int) -> Batch:
