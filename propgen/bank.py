@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -47,11 +47,22 @@ MARKS = ("variant", "difficulty")
 
 @dataclass(frozen=True)
 class Bank:
-    """The checked items of one file. path: where they stand, for messages. variant: the training set that is used."""
+    """The checked items of one file.
+
+    path: where they stand, for messages. variant: the training set that is used. trained: the domains that train, where
+    these are another bank's.
+    """
 
     path: Path
     items: tuple[Item, ...]
     variant: str = FIRST
+    trained: frozenset[str] | None = None
+
+    @property
+    def training_domains(self) -> frozenset[str]:
+        """The domains that train."""
+        own = frozenset(item["domain"] for item in self.items if item["split"] == "train")
+        return own if self.trained is None else self.trained
 
     def train(self, count: int) -> list[Item]:
         """Return `count` training items, their domains in turn."""
@@ -59,15 +70,15 @@ class Bank:
         what = "training items" if self.variant == FIRST else f"training items of variant '{self.variant}'"
         return self._first(items, count, what, "data.train_items")
 
-    def test(self, context: str, count: int) -> list[Item]:
-        """Return `count` test items of a context, its domains in turn."""
+    def test(self, context: str, count: int, key: str | None = None) -> list[Item]:
+        """Return `count` test items of a context, its domains in turn. key: the setting of `count`, for messages."""
         if context not in CONTEXTS:
             raise InputError(f"unknown context '{context}'; {nearest(context, CONTEXTS)}")
         if context == FORMAT:
-            return [_enclosed(item) for item in self.test("id", count)]
-        trained = {item["domain"] for item in self.items if item["split"] == "train"}
+            return [_enclosed(item) for item in self.test("id", count, key)]
+        trained = self.training_domains
         items = [item for item in self.items if item["split"] == "test" and _context(item, trained) == context]
-        key = "data.far_items" if context == "far" else "data.test_items"
+        key = key or ("data.far_items" if context == "far" else "data.test_items")
         return self._first(items, count, f"test items for context '{context}'", key)
 
     def _first(self, items: Sequence[Item], count: int, what: str, key: str) -> list[Item]:
@@ -106,10 +117,12 @@ def in_turn(items: Iterable[Item]) -> list[Item]:
     return [item for item in chain.from_iterable(zip_longest(*domains.values())) if item is not None]
 
 
-def load(path: Path, answers: Sequence[str] = POLES) -> Bank:
+def load(
+    path: Path, answers: Sequence[str] = POLES, *, check: Callable[[str, Mapping[str, Any]], None] | None = None
+) -> Bank:
     """Read a bank and check every line; the InputError of a bad one names file and line.
 
-    answers: the response fields that each item must have.
+    answers: the response fields that each item must have. check: what else to demand of an item at a place.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # no other sign ends a line of JSON
@@ -117,7 +130,10 @@ def load(path: Path, answers: Sequence[str] = POLES) -> Bank:
         raise InputError(f"{path} does not exist; write the bank there, one JSON item a line") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    items = [_item(f"{path}:{number}", line, answers) for number, line in enumerate(lines, 1) if line.strip()]
+    places = {f"{path}:{number}": line for number, line in enumerate(lines, 1) if line.strip()}
+    items = [_item(place, line, answers) for place, line in places.items()]
+    for place, item in zip(places, items, strict=True) if check else ():
+        check(place, item)  # type: ignore[misc]
     if not items:
         raise InputError(f"{path} has no items; write one JSON item a line")
     _check_names(path, items)

@@ -67,17 +67,33 @@ class Regime:
 
 
 @dataclass
+class Generation:
+    """How a model answers, where a protocol looks at its answers.
+
+    samples: responses to each item. temperature: of sampling; 0 always takes the likeliest token. max_tokens: longest
+    response; rules search them all, so short ones also bound what a bad pattern can cost. seed: of sampling.
+    """
+
+    samples: int = 2
+    temperature: float = 0.7
+    max_tokens: int = 64
+    seed: int = 0
+
+
+@dataclass
 class Protocol:
     """How an item becomes a number.
 
-    kind: the scorer in `propgen/scoring.py`.
+    kind: the scorer in `propgen/scoring.py`, or in `propgen/rule.py`.
     unit: natural unit of the score, shown on axes.
     label: what the score is, in words for captions.
+    generation: of a kind that scores what the model answers, and of no other.
     """
 
     kind: str = MISSING
     unit: str = MISSING
     label: str = MISSING
+    generation: Generation | None = None
 
 
 @dataclass
@@ -86,11 +102,14 @@ class Data:
 
     train_items: examples in one training set.
     test_items: items of one `id`, `easy` or `hard` evaluation. far_items: items of one `far` evaluation.
+    rule_items, rule_far_items: the same for evaluations by rule, which have items of their own.
     """
 
     train_items: int = 96
     test_items: int = 64
     far_items: int = 24
+    rule_items: int = 32
+    rule_far_items: int = 8
 
 
 @dataclass
@@ -172,7 +191,8 @@ class Execution:
 
     device: `auto`, `cpu` or `cuda`. threads: of one job on CPU (one, and as many jobs as cores, is fastest).
     micro_batch: examples per forward pass of a finetune. token_budget: tokens per forward pass of an evaluation,
-    padding included. checkpoint_seconds: time between checkpoints of a finetune.
+    padding included; where responses are generated, batches hold 8 times as many. checkpoint_seconds: time between
+    checkpoints of a finetune.
     """
 
     device: str = "auto"
@@ -189,6 +209,7 @@ class Config:
     name: of the experiment; its tables and figures go to `results/<name>/`.
     models, traits, trained, evaluated, regimes, protocols, contexts, seeds, controls: the lists that span the matrix.
     variants: further rows, each trained on another training set of a trait's bank: `honesty.b`, `honesty.easy`.
+    columns: further columns, one each, beside those of evaluated x protocols x contexts: `formality.rule.id`.
     store: folder of the objects; may be shared by people and machines.
     model, trait, regime, variant, seed: the finetune of a stage (no regime: the base model).
     evaluations: of `evaluate`, names like `honesty.contrast.id`; all of the experiment's by default.
@@ -207,6 +228,7 @@ class Config:
     contexts: list[str] = MISSING
     seeds: list[int] = MISSING
     variants: list[str] = field(default_factory=list[str])
+    columns: list[str] = field(default_factory=list[str])
     controls: Controls = field(default_factory=Controls)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)

@@ -22,6 +22,8 @@ VERSIONS: dict[str, int] = {
     "finetune": 2,
     "contrast": 2,
     "choice": 3,
+    "generation": 1,
+    "rule": 1,
     "matrix": 1,
     "statistics": 1,
     "figures": 1,
@@ -96,6 +98,11 @@ class Spec:
 def cell_digest(adapter: str, evaluation: str) -> str:
     """Return a cell's digest: nothing but its finetune (or base model) and its evaluation."""
     return hashlib.sha256(f"cell:{adapter}:{evaluation}".encode()).hexdigest()
+
+
+def responses_digest(adapter: str, generation: str) -> str:
+    """Return the digest of a finetune's (or base model's) responses: it says nothing of how they are scored."""
+    return hashlib.sha256(f"responses:{adapter}:{generation}".encode()).hexdigest()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

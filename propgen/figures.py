@@ -141,6 +141,8 @@ def _warnings(table: pl.DataFrame, about: dict[str, Any]) -> list[str]:
     found: list[str] = []
     if not table.is_empty() and int(table["n_seeds"].min()) < FEW:  # type: ignore[arg-type]
         found.append(f"With fewer than {FEW} seeds per row this is exploratory.")
+    if unscored := table["effect"].null_count():
+        found.append(f"{unscored} hatched cells have no number, since no answer of a finetune could be scored.")
     if missing := about.get("missing"):
         found.append(f"{len(missing)} cells of the experiment are missing (hatched, or left out of means).")
     if len(about.get("execution", [])) > 1:

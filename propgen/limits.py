@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from propgen.config import SLUG, Config
+from propgen.config import SLUG, Config, Generation
 from propgen.device import DEVICES, DTYPES
 from propgen.errors import InputError, nearest
 
@@ -26,7 +26,7 @@ FORMATS = ("png", "svg", "pdf")
 """What `style.formats` may list."""
 
 AT_LEAST_ONE = (
-    *("data.train_items", "data.test_items", "data.far_items"),
+    *("data.train_items", "data.test_items", "data.far_items", "data.rule_items", "data.rule_far_items"),
     *("training.rank", "training.alpha", "training.epochs", "training.batch", "training.max_tokens"),
     *("style.dpi", "execution.threads", "execution.micro_batch", "execution.token_budget"),
 )
@@ -49,6 +49,9 @@ INTERVALS: Mapping[str, tuple[str, float, float, str]] = {
 
 RESERVED = ("store", "imported")
 """Folders of `results/` that are no experiment's."""
+
+LONGEST = 512
+"""Tokens of the longest response: patterns search responses, and the time of a bad one grows fast with their length."""
 
 SEEDS = 2**32
 """How many seeds there are: numpy takes no larger ones."""
@@ -82,8 +85,10 @@ def check_lists(config: Config) -> None:
     if config.name in RESERVED:
         raise InputError(f"name: results/{config.name}/ is not for experiments; choose another name")
     for key in ("models", "traits", "trained", "evaluated", "regimes", "protocols", "contexts", "seeds"):
-        if key != "trained" or config.trained or not config.variants:
+        more = {"trained": config.variants, "evaluated": config.columns}.get(key, [])
+        if getattr(config, key) or not more:
             check_list(key, getattr(config, key))
+    _check_columns(config.columns)
     check_unique("variants", config.variants)
     for name in config.variants:
         trait, _, variant = name.rpartition(".")
@@ -93,6 +98,28 @@ def check_lists(config: Config) -> None:
         if not (values := getattr(config.controls, key)):
             raise InputError(f"controls.{key} is empty; effects are measured against at least one control finetune")
         check_unique(f"controls.{key}", values)
+
+
+def _check_columns(names: Sequence[str]) -> None:
+    check_unique("columns", names)
+    for name in names:
+        parts = name.rsplit(".", 2)
+        if len(parts) != 3 or not all(re.fullmatch(SLUG, part) for part in parts):
+            raise InputError(
+                f"columns: '{name}' is no trait, protocol and context; write all three, as in formality.rule.id"
+            )
+
+
+def check_generation(place: str, settings: Generation) -> None:
+    """Raise InputError for settings of a protocol's responses that cannot be. place: where they stand."""
+    for key, most in (("samples", 1000), ("max_tokens", LONGEST)):
+        if not 1 <= (value := getattr(settings, key)) <= most:
+            raise InputError(f"{place}: generation.{key}={value}: expected 1 to {most}")
+    if not 0 <= settings.temperature < math.inf:
+        raise InputError(f"{place}: generation.temperature={settings.temperature}: expected a number in [0, inf)")
+    if settings.temperature == 0 and settings.samples > 1:
+        raise InputError(f"{place}: generation.temperature=0 gives the same response each time; set samples: 1")
+    check_seed(settings.seed)
 
 
 def check_list(key: str, values: Sequence[Any]) -> None:

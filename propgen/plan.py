@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
-from propgen.digest import SHORT, VERSIONS, cell_digest, digest
+from propgen.digest import SHORT, VERSIONS, cell_digest, digest, responses_digest
 
 BASE = "base"
 """The treatment that is none: the base model itself."""
 
-PROTOCOLS = ("contrast", "choice")
-"""Kinds of protocol, each with its scorer in `propgen.scoring`."""
+GENERATING = ("rule",)
+"""Kinds of protocol that score what a model answers, each with its scorer in `propgen.rule`."""
+
+PROTOCOLS = ("contrast", "choice", *GENERATING)
+"""Kinds of protocol; the others have their scorers in `propgen.scoring`."""
 
 FOLDERS = {"model": "models", "dataset": "datasets", "finetune": "adapters", "evaluate": "cells"}
 """Stage to its folder below `results/store/`."""
@@ -85,6 +88,11 @@ class Evaluation:
     unit: str
     label: str
 
+    @property
+    def generation(self) -> dict[str, Any] | None:
+        """The spec of the responses that are scored, None where nothing is generated."""
+        return self.spec["config"].get("generation")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -102,6 +110,29 @@ class Cell:
     def path(self) -> str:
         """Path below `results/store/`. The folder names the adapter and the file the evaluation, as readers look."""
         return f"cells/{self.subject.name}/{cell_file(self.evaluation)}"
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What one subject answers to the prompts of an evaluation whose protocol generates."""
+
+    subject: Subject
+    evaluation: Evaluation
+
+    @property
+    def generation(self) -> str:
+        """The digest of what was asked and how; a changed rule leaves it as it is."""
+        return digest(self.evaluation.generation)
+
+    @property
+    def digest(self) -> str:
+        """The responses' name in the store."""
+        return responses_digest(self.subject.digest, self.generation)
+
+    @property
+    def path(self) -> str:
+        """Path below `results/store/`. The folder names the adapter and the file what was asked."""
+        return f"responses/{self.subject.name}/{self.evaluation.name}-{self.generation[:SHORT]}.parquet"
 
 
 def cell_file(evaluation: Evaluation) -> str:
@@ -135,6 +166,12 @@ class Plan:
     def cells(self) -> Iterator[Cell]:
         """All cells, row by row."""
         return (Cell(subject, evaluation) for subject in self.subjects for evaluation in self.evaluations)
+
+    @property
+    def responses(self) -> Iterator[Responses]:
+        """All responses that cells are scored from."""
+        columns = [evaluation for evaluation in self.evaluations if evaluation.generation]
+        return (Responses(subject, evaluation) for subject in self.subjects for evaluation in columns)
 
     def treatment(self, name: str) -> Treatment:
         """Return a treatment by name."""

@@ -10,11 +10,12 @@ from typing import Any
 from propgen import regime as regimes
 from propgen.bank import FIRST, NEUTRAL, Bank, Item, load
 from propgen.compose import GROUPS, Composition, Project, compose_elements
-from propgen.config import Config, Model, Protocol, Regime, Trait
+from propgen.config import Config, Generation, Model, Protocol, Regime, Trait
 from propgen.digest import SHORT, Spec, digest, identity
 from propgen.errors import InputError, nearest
-from propgen.limits import check_list, check_lists, check_seed, check_unique
-from propgen.plan import BASE, PROTOCOLS, Artifact, Evaluation, Plan, Subject, Treatment
+from propgen.limits import check_generation, check_list, check_lists, check_seed, check_unique
+from propgen.plan import BASE, GENERATING, PROTOCOLS, Artifact, Evaluation, Plan, Subject, Treatment
+from propgen.rule import load_rules
 from propgen.source import Kind, check_source, kind, remembered_content
 
 
@@ -26,6 +27,7 @@ class Planner:
         self.config: Config = composition.config
         self.chosen = composition.chosen
         self._banks: dict[str, Bank] = {}
+        self._rules: dict[str, Bank] = {}
         self._models: dict[str, Artifact] = {}
         self._datasets: dict[str, Artifact] = {}
         self._elements: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
@@ -56,6 +58,19 @@ class Planner:
             element: Trait = self.element("trait", trait)
             self._banks[trait] = load(self.project.conf / "trait" / (element.bank or f"{trait}.jsonl"))
         return self._banks[trait]
+
+    def rules(self, trait: str) -> Bank:
+        """Return a trait's rule items, read and checked once."""
+        if trait not in self._rules:
+            name = f"conf/trait/{trait}.rule.jsonl"
+            self.element("trait", trait)  # an unknown trait is named as such
+            if not (self.project.root / name).is_file():
+                raise InputError(
+                    f"trait '{trait}' has no rule items; write {name}, or leave the protocol out of protocols and name "
+                    "the traits that have some in columns, as in columns=[formality.rule.id]"
+                )
+            self._rules[trait] = load_rules(self.project.root / name, self.bank(trait))
+        return self._rules[trait]
 
     # -- artifacts -----------------------------------------------------------------------------------------------
 
@@ -124,22 +139,36 @@ class Planner:
     def evaluation(self, trait: str, protocol: str, context: str) -> Evaluation:
         """Return one column of the matrix."""
         element: Protocol = self.element("protocol", protocol)
-        items = self.items(trait, context)
-        config = identity(self.config.engine)
-        config.pop("name", None)  # engines are interchangeable; which one ran is recorded with each cell
         if element.kind not in PROTOCOLS:
             known = nearest(element.kind, PROTOCOLS)
             raise InputError(f"conf/protocol/{protocol}.yaml: unknown kind '{element.kind}'; {known}")
+        items = self.items(trait, context, element.kind)
+        config = identity(self.config.engine)
+        config.pop("name", None)  # engines are interchangeable; which one ran is recorded with each cell
+        if generation := self._generation(protocol, element):
+            config = {"generation": _asking(generation, config, items)}
         spec = Spec(element.kind, config, {"items": digest(items)})
         name = f"{trait}.{protocol}.{context}"
         return Evaluation(
             name, trait, protocol, context, spec.digest, spec.as_json(), len(items), element.unit, element.label
         )
 
-    def items(self, trait: str, context: str) -> list[Item]:
-        """Return the test items of a trait in a context."""
-        data = self.config.data
-        return self.bank(trait).test(context, data.far_items if context == "far" else data.test_items)
+    def _generation(self, protocol: str, element: Protocol) -> Generation | None:
+        """Return the settings of a protocol that generates, checked, and None for others."""
+        place = f"conf/protocol/{protocol}.yaml"
+        if element.generation is None and element.kind in GENERATING:
+            raise InputError(f"{place}: 'generation' is missing, and kind '{element.kind}' needs responses; add it")
+        if element.generation is not None:
+            if element.kind not in GENERATING:
+                raise InputError(f"{place}: kind '{element.kind}' has no use for 'generation'; leave it out")
+            check_generation(place, element.generation)
+        return element.generation
+
+    def items(self, trait: str, context: str, kind: str = "contrast") -> list[Item]:
+        """Return the test items of a trait in a context for a kind of protocol."""
+        key = _items_key(context, kind)
+        bank = self.rules(trait) if kind in GENERATING else self.bank(trait)
+        return bank.test(context, getattr(self.config.data, key), f"data.{key}")
 
     # -- the whole -----------------------------------------------------------------------------------------------
 
@@ -195,7 +224,8 @@ class Planner:
     def _columns(self) -> list[tuple[str, str, str]]:
         """Return trait, protocol and context of the experiment's columns."""
         config = self.config
-        return [(t, p, c) for p in config.protocols for c in config.contexts for t in config.evaluated]
+        product = [(t, p, c) for p in config.protocols for c in config.contexts for t in config.evaluated]
+        return [*product, *_extra_columns(config)]
 
     def chosen_evaluations(self) -> list[Evaluation]:
         """Return the columns that the command line names, by default all of the experiment's."""
@@ -211,15 +241,18 @@ class Planner:
 
     def evaluation_overrides(self, evaluation: Evaluation) -> tuple[str, ...]:
         """Return the overrides that, with a subject's, remake a cell whatever the experiment."""
-        key = "far_items" if evaluation.context == "far" else "test_items"
-        lists = (("evaluated", evaluation.trait), ("protocols", evaluation.protocol), ("contexts", evaluation.context))
+        key = _items_key(evaluation.context, evaluation.spec["kind"])
+        lists = {"evaluated": evaluation.trait, "protocols": evaluation.protocol, "contexts": evaluation.context}
+        named = [f"{name}=[{value}]" for name, value in lists.items()]
         engine = [f"engine.{name}={value}" for name, value in identity(self.config.engine).items()]
-        return (*(f"{name}=[{value}]" for name, value in lists), f"data.{key}={evaluation.items}", *engine)
+        return (*named, "columns=[]", f"data.{key}={evaluation.items}", *engine)
 
     def _compose_lists(self) -> None:
         config = self.config
         regime_names = [*config.controls.regimes, *config.regimes]
-        self.compose_elements({"model": config.models, "regime": regime_names, "protocol": config.protocols})
+        extra = _extra_columns(config)
+        protocols = [*config.protocols, *(protocol for _, protocol, _ in extra)]
+        self.compose_elements({"model": config.models, "regime": regime_names, "protocol": protocols})
         for name in config.controls.regimes:
             if not self.element("regime", name).control:
                 raise InputError(f"controls.regimes: '{name}' is no control; name it in regimes")
@@ -227,7 +260,7 @@ class Planner:
             if self.element("regime", name).control:
                 raise InputError(f"regimes: '{name}' is a control; name it in controls.regimes")
         drawn = [trait for name in regime_names for trait in self.element("regime", name).traits]
-        drawn += [trait for trait, _ in _variants(config)]
+        drawn += [*(trait for trait, _ in _variants(config)), *(trait for trait, _, _ in extra)]
         self.compose_elements({"trait": [*config.traits, *config.trained, *config.evaluated, *drawn]})
 
 
@@ -245,6 +278,26 @@ def _variants(config: Config) -> list[tuple[str, str]]:
     """Return trait and training set of each of the experiment's variants."""
     parts = [name.rpartition(".") for name in config.variants]
     return [(trait, variant) for trait, _, variant in parts]
+
+
+def _extra_columns(config: Config) -> list[tuple[str, str, str]]:
+    """Return trait, protocol and context of the experiment's further columns; a trait's name may hold dots."""
+    parts = [name.rsplit(".", 2) for name in config.columns]
+    return [(trait, protocol, context) for trait, protocol, context in parts]
+
+
+def _items_key(context: str, kind: str) -> str:
+    """Return the setting in `data` of how many items a column has."""
+    far = context == "far"
+    if kind in GENERATING:
+        return "rule_far_items" if far else "rule_items"
+    return "far_items" if far else "test_items"
+
+
+def _asking(settings: Generation, engine: dict[str, Any], items: Sequence[Item]) -> dict[str, Any]:
+    """Return the spec of responses: what is asked and how, and nothing of how it is scored."""
+    prompts = [(item["item"], item["prompt"]) for item in items]
+    return Spec("generation", {**engine, **identity(settings)}, {"prompts": digest(prompts)}).as_json()
 
 
 def _choose(treatment: Treatment) -> tuple[str, ...]:

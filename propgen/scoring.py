@@ -1,6 +1,6 @@
 """Protocols that score an item by a causal language model's own probabilities, without generating text.
 
-Both protocols turn items into queries (see `propgen.batch`) and read summed log-probabilities off one of two paths,
+Both protocols turn items into queries (see `propgen.query`) and read summed log-probabilities off one of two paths,
 which agree up to floating-point error:
 
 - packed: a row per query, so that its prompt runs once; the tokens that begin every prompt of the call run once for all
@@ -16,8 +16,7 @@ import copy
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypedDict, cast
 from weakref import WeakSet
@@ -25,10 +24,11 @@ from weakref import WeakSet
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from propgen.batch import Batch, Branch, Query, block_mask, in_batches, response_sums, shared
+from propgen.batching import evaluating, in_batches
 from propgen.cpu import ATTENTION
 from propgen.encoding import tokenise
 from propgen.errors import InputError, PropgenError
+from propgen.query import Batch, Branch, Query, block_mask, lay_out, response_sums, shared
 
 log = logging.getLogger("propgen")
 
@@ -183,7 +183,7 @@ def logprobs(model: PreTrainedModel, queries: Sequence[Query], token_budget: int
     if not queries:
         return []
     _check_context(model, queries)
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         reason = packing_obstacle(model)
         if reason is None:
             return _packed(model, queries, token_budget)
@@ -197,17 +197,6 @@ def _check_context(model: PreTrainedModel, queries: Sequence[Query]) -> None:
         if query.longest > limit:
             many = f"{query.longest} tokens, more than the model's context of {limit}"
             raise InputError(f"item '{query.item}' has {many}; shorten the item")
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Switch dropout off for the time being."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def packing_obstacle(model: PreTrainedModel) -> str | None:
@@ -239,7 +228,7 @@ def _probe(model: PreTrainedModel) -> str | None:
     tokens = [7919 * i % vocabulary for i in range(1, 65)]
     query = Query("probe", tokens[:32], [Branch([], [tokens[32:]])] * 2)
     try:
-        with _evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             plain, packed = (torch.tensor(path(model, [query], 128)) / 32 for path in (_plain, _packed))
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"it does not run packed rows ({error})"
@@ -258,7 +247,18 @@ def _packed(model: PreTrainedModel, queries: Sequence[Query], token_budget: int)
     if prefix:
         tokens = torch.tensor([queries[0].prompt[:prefix]], device=model.device)
         model.base_model(input_ids=tokens, past_key_values=cache, use_cache=True)
-    return in_batches(queries, prefix, token_budget, partial(_packed_sums, model, cache))
+    return _in_batches(queries, prefix, token_budget, partial(_packed_sums, model, cache))
+
+
+def _in_batches(
+    queries: Sequence[Query], prefix: int, token_budget: int, score: Callable[[Batch], list[list[float]]]
+) -> list[list[float]]:
+    """Score queries without the `prefix` tokens that all begin with and that are in a cache."""
+
+    def run(rows: list[int], width: int) -> list[list[float]]:
+        return score(lay_out([queries[i] for i in rows], prefix, width))
+
+    return in_batches([q.item for q in queries], [q.tokens - prefix for q in queries], token_budget, run)
 
 
 def _packed_sums(model: PreTrainedModel, cache: DynamicCache, batch: Batch) -> list[list[float]]:
@@ -278,7 +278,7 @@ def _packed_sums(model: PreTrainedModel, cache: DynamicCache, batch: Batch) -> l
 def _plain(model: PreTrainedModel, queries: Sequence[Query], token_budget: int) -> list[list[float]]:
     """Score a row per branch."""
     rows = [query._replace(branches=[branch]) for query in queries for branch in query.branches]
-    found = iter(in_batches(rows, 0, token_budget, partial(_plain_sums, model)))
+    found = iter(_in_batches(rows, 0, token_budget, partial(_plain_sums, model)))
     return [[x for _ in query.branches for x in next(found)] for query in queries]
 
 

@@ -124,7 +124,11 @@ def evaluate(bench: Bench) -> None:
     subject = _chosen_subject(bench)
     trained = [] if subject.treatment == BASE else _training_overrides(config.training, config.data.train_items)
     columns = [
-        Column(column, planner.items(column.trait, column.context), [*trained, *planner.evaluation_overrides(column)])
+        Column(
+            column,
+            planner.items(column.trait, column.context, column.spec["kind"]),
+            [*trained, *planner.evaluation_overrides(column)],
+        )
         for column in planner.chosen_evaluations()
     ]
     _expect(config.digest, job_digest(subject, [column.evaluation.digest for column in columns]))

@@ -27,9 +27,9 @@ from propgen.errors import InputError, PropgenError
 from propgen.files import file_sha256, fsync
 
 MANIFEST = "manifest.json"
-"""File of an object that lists its files with size and sha256; absent in cells, which carry their own checksum."""
-CELL = "cell.parquet"
-"""The only file of a cell's object."""
+"""File of an object that lists its files with size and sha256; absent where a single file carries its own checksum."""
+CELL, RESPONSES = "cell.parquet", "responses.parquet"
+"""The only file of a cell's object, and of the responses that cells are scored from."""
 LEASE_SECONDS = 60.0
 """A holder that gave no sign of life for so long (by the waiter's own clock) has lost its lease."""
 
@@ -50,9 +50,9 @@ class Store:
         """Return where an object is, or would be."""
         return self.objects / digest
 
-    def payload(self, digest: str, *, cell: bool = False) -> Path:
-        """Return the file by which an object is known to be whole."""
-        return self.folder(digest) / (CELL if cell else MANIFEST)
+    def payload(self, digest: str, *, cell: bool = False, file: str = CELL) -> Path:
+        """Return the file by which an object is known to be whole. file: the only one, of a cell or of responses."""
+        return self.folder(digest) / (file if cell else MANIFEST)
 
     def listing(self) -> set[str]:
         """Return the digests of all objects."""
@@ -62,13 +62,21 @@ class Store:
         except FileNotFoundError:
             return set()
 
-    def make(self, digest: str, build: Callable[[Path], None], *, cell: bool = False, wait: bool = True) -> Outcome:
+    def make(
+        self,
+        digest: str,
+        build: Callable[[Path], None],
+        *,
+        cell: bool = False,
+        file: str = CELL,
+        wait: bool = True,
+    ) -> Outcome:
         """Make an object unless it exists. `build` fills the empty folder that it is given.
 
         Returns `busy` if another process is making it and wait is False. Whatever interrupts `build`, no half-made
         object can be seen.
         """
-        payload = self.payload(digest, cell=cell)
+        payload = self.payload(digest, cell=cell, file=file)
         if payload.is_file():
             return "found"
         with contextlib.ExitStack() as held:
@@ -176,22 +184,22 @@ class View:
     root: Path
     store: Store
 
-    def shows(self, path: str, digest: str, *, cell: bool = False) -> bool:
+    def shows(self, path: str, digest: str, *, cell: bool = False, file: str = CELL) -> bool:
         """Return whether the link at `path` stands and leads to the whole object."""
         link = f"{self.root}/{path}"
         try:
             os.stat(link if cell else f"{link}/{MANIFEST}")
-            return os.readlink(link) == self._link_text(link, digest, cell)
+            return os.readlink(link) == self._link_text(link, digest, cell, file)
         except OSError:
             return False
 
-    def link(self, path: str, digest: str, *, cell: bool = False) -> None:
+    def link(self, path: str, digest: str, *, cell: bool = False, file: str = CELL) -> None:
         """Point the link at `path` at an object, in one step."""
         link = self.root / path
         link.parent.mkdir(parents=True, exist_ok=True)
         fresh = link.with_name(f".{link.name}.{os.getpid()}")
         fresh.unlink(missing_ok=True)
-        fresh.symlink_to(self._link_text(str(link), digest, cell))
+        fresh.symlink_to(self._link_text(str(link), digest, cell, file))
         if link.is_dir() and not link.is_symlink():
             shutil.rmtree(link)
         fresh.replace(link)
@@ -206,9 +214,9 @@ class View:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(place, target)
 
-    def _link_text(self, link: str, digest: str, cell: bool) -> str:
+    def _link_text(self, link: str, digest: str, cell: bool, file: str) -> str:
         prefix = _prefix(os.path.dirname(link), os.fspath(self.root), os.fspath(self.store.objects))
-        return f"{prefix}/{digest}/{CELL}" if cell else f"{prefix}/{digest}"
+        return f"{prefix}/{digest}/{file}" if cell else f"{prefix}/{digest}"
 
 
 @functools.cache
@@ -273,7 +281,7 @@ def _links(root: Path, path: Path) -> list[Path]:
 def _object(link: Path) -> Path:
     """Return the object's folder that a link of the view leads to."""
     target = link.parent / os.readlink(link)
-    folder = target.parent if target.name == CELL else target
+    folder = target.parent if target.name in (CELL, RESPONSES) else target
     if re.fullmatch(r"[0-9a-f]{64}", folder.name):
         return folder
     raise InputError(f"{link} leads to {target}, which is no object of a store; delete that link yourself")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any, Self
 import yaml
 
 from propgen.digest import SHORT, differences
-from propgen.plan import BASE, Artifact, Cell, Evaluation, Plan, Subject
-from propgen.store import View
+from propgen.plan import BASE, Artifact, Cell, Evaluation, Plan, Responses, Subject
+from propgen.store import RESPONSES, View
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,17 @@ def survey(plan: Plan, view: View, *, relink: bool = False, clear: bool = False)
         absent = tuple(cell.evaluation.name for cell in row if not present(cell.path, cell.digest, True))
         if absent:
             cells[subject.name] = absent
+    for responses in plan.responses if relink else ():
+        _relink_responses(responses, view, objects)
     return Survey(plan, artifacts, cells)
+
+
+def _relink_responses(responses: Responses, view: View, objects: Collection[str]) -> None:
+    """Link responses that are there; missing ones are nobody's input, and are generated when a cell needs them."""
+    name, path = responses.digest, responses.path
+    shown = view.shows(path, name, cell=True, file=RESPONSES)
+    if not shown and name in objects and view.store.payload(name, cell=True, file=RESPONSES).is_file():
+        view.link(path, name, cell=True, file=RESPONSES)
 
 
 def reason(item: Artifact, root: Path) -> str:

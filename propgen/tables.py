@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,11 @@ OBSERVED: dict[str, Schema] = {
         "tokens_negative": pl.Int32,
     },
     "choice": {"order": pl.String, "p_positive": pl.Float64},
+    "rule": {"response": pl.String, "finish_reason": pl.String},
 }
 """What each kind of protocol saw, beside the columns that all cells have."""
+RESPONSES: Schema = {"item": pl.String, "sample": pl.Int32, "response": pl.String, "finish_reason": pl.String}
+"""What a model answered, before anything is scored."""
 
 IDENTITY: Schema = {
     "model": pl.String,
@@ -97,9 +100,9 @@ CONTROLS: Schema = {
 
 
 MARK = b'"checksum":"'
-"""Stands before a cell's checksum in its metadata, which is the last place of the file where it occurs."""
+"""Stands before a file's checksum in its metadata, which is the last place of the file where it occurs."""
 UNSEALED = "0" * 64
-"""The checksum of a cell that is being written."""
+"""The checksum of a file that is being written."""
 
 
 class SchemaError(PropgenError):
@@ -107,7 +110,7 @@ class SchemaError(PropgenError):
 
 
 class CellTable(NamedTuple):
-    """A cell's rows, and what its file says of itself: digest, spec, overrides, execution."""
+    """The rows of a cell, or of responses, and what the file says of itself: digest, spec, overrides, execution."""
 
     rows: pl.DataFrame
     about: dict[str, Any]
@@ -125,12 +128,35 @@ def write_cell(path: Path, kind: str, rows: Sequence[Mapping[str, object]], abou
     columns, or with a score that is neither finite nor null.
     """
     columns = cell_schema(kind)
-    if any(row.keys() != columns.keys() for row in rows):
-        raise SchemaError(f"{path}: the rows of a {kind} cell have the columns {', '.join(columns)}, and no others")
-    frame = pl.DataFrame(rows, schema=columns, orient="row", strict=True)
+    frame = _frame(path, f"{kind} cell", columns, rows)
     if not frame["score"].drop_nulls().is_finite().all():
         raise PropgenError(f"{path}: a score is not finite; an item that cannot be scored has none")
-    text = canonical({**about, "kind": kind, "checksum": UNSEALED}).decode()
+    _write(path, frame, {**about, "kind": kind})
+
+
+def read_cell(path: Path, digest: str) -> CellTable:
+    """Read a cell. Raises CorruptError if it is truncated, altered, or another cell than `digest`."""
+    return _read(path, digest, "cell", cell_schema)
+
+
+def write_responses(path: Path, rows: Sequence[Mapping[str, object]], about: Mapping[str, Any]) -> None:
+    """Write responses like a cell. Raises PropgenError for rows with other columns."""
+    _write(path, _frame(path, "responses file", RESPONSES, rows), {**about, "kind": "responses"})
+
+
+def read_responses(path: Path, digest: str) -> CellTable:
+    """Read responses. Raises CorruptError if they are truncated, altered, or others than `digest`."""
+    return _read(path, digest, "responses file", {"responses": RESPONSES}.__getitem__)
+
+
+def _frame(path: Path, what: str, columns: Schema, rows: Sequence[Mapping[str, object]]) -> pl.DataFrame:
+    if any(row.keys() != columns.keys() for row in rows):
+        raise SchemaError(f"{path}: the rows of a {what} have the columns {', '.join(columns)}, and no others")
+    return pl.DataFrame(rows, schema=columns, orient="row", strict=True)
+
+
+def _write(path: Path, frame: pl.DataFrame, about: Mapping[str, Any]) -> None:
+    text = canonical({**about, "checksum": UNSEALED}).decode()
     buffer = io.BytesIO()
     frame.write_parquet(buffer, compression="zstd", metadata={"propgen": text})
     before, checksum, after = _split(buffer.getvalue())
@@ -139,10 +165,10 @@ def write_cell(path: Path, kind: str, rows: Sequence[Mapping[str, object]], abou
     path.write_bytes(before + _digits(before, after) + after)
 
 
-def read_cell(path: Path, digest: str) -> CellTable:
-    """Read a cell. Raises CorruptError if it is truncated, altered, or another cell than `digest`.
+def _read(path: Path, digest: str, what: str, schema: Callable[[str], Schema]) -> CellTable:
+    """Read a file that carries its checksum, which is compared before anything is decoded.
 
-    The checksum is compared before anything is decoded, since some damage makes polars abort the process.
+    Some damage makes polars abort the process.
     """
     try:
         data = path.read_bytes()
@@ -152,8 +178,8 @@ def read_cell(path: Path, digest: str) -> CellTable:
         about = json.loads(pl.read_parquet_metadata(io.BytesIO(data))["propgen"])
         rows = pl.read_parquet(io.BytesIO(data))
         if about["digest"] != digest:
-            raise CorruptError(f"{path} is another cell than its name says")
-        check(rows, cell_schema(about["kind"]), str(path))
+            raise CorruptError(f"{path} is another {what} than its name says")
+        check(rows, schema(about["kind"]), str(path))
     except PermissionError:
         raise  # says nothing of the content
     except (OSError, KeyError, ValueError, TypeError, SchemaError, pl.exceptions.PolarsError) as error:

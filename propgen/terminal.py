@@ -18,9 +18,9 @@ from rich.table import Table
 
 from propgen.compose import Composition, compose, find_project
 from propgen.errors import InputError, PropgenError, nearest
-from propgen.plan import Evaluation, Plan, Subject
+from propgen.plan import Cell, Evaluation, Plan, Responses, Subject
 from propgen.planner import Planner
-from propgen.store import Store, View
+from propgen.store import RESPONSES, Store, View
 from propgen.survey import Survey, is_base, reason, survey
 from propgen.workflow import open_view
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TRAIN_TOKENS_PER_SECOND = 230.0
 ITEMS_PER_SECOND = 8.0
+GENERATED_TOKENS_PER_SECOND = 200.0
 START_SECONDS = 8.0
 """Assumed where nothing was measured yet: a 135 M model on one core with bfloat16 products."""
 CHARACTERS_PER_TOKEN = 4.4
@@ -129,11 +130,20 @@ def estimate(planner: Planner, found: Survey, view: View) -> Estimate:
         examples = planner.examples(treatments[adapter.name.split("/")[1]])
         texts = sum(len(turn["content"]) for example in examples for turn in example["messages"])
         tokens += config.training.epochs * (texts / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS * len(examples))
-    items = sum(cell.evaluation.items for cell in found.missing_cells)
     starts = sum(len(group.subjects) for group in found.groups)
-    return Estimate(
-        tokens / train + START_SECONDS * len(jobs), items / ITEMS_PER_SECOND + START_SECONDS * starts, bool(speeds)
-    )
+    scoring = sum(_seconds(cell, view.store) for cell in found.missing_cells)
+    return Estimate(tokens / train + START_SECONDS * len(jobs), scoring + START_SECONDS * starts, bool(speeds))
+
+
+def _seconds(cell: Cell, store: Store) -> float:
+    """Return how long a cell may take; where responses are to be generated, with each as long as it may become."""
+    items, asked = cell.evaluation.items, cell.evaluation.generation
+    if asked is None:
+        return items / ITEMS_PER_SECOND
+    if store.payload(Responses(cell.subject, cell.evaluation).digest, cell=True, file=RESPONSES).is_file():
+        return 0.0
+    settings = asked["config"]
+    return items * settings["samples"] * settings["max_tokens"] / GENERATED_TOKENS_PER_SECOND
 
 
 def show_audit(traits: Sequence[str]) -> None:

@@ -81,6 +81,17 @@ def _score(self: Any, kind: str, items: Sequence[Any]) -> list[dict[str, object]
     return rows
 
 
+def _generate(self: Any, items: Sequence[Any], settings: Any) -> list[dict[str, object]]:
+    name = self.adapter.name[:12] if self.adapter else "base"
+    _work(f"generate {name} {items[0]['item']}")
+    rows: list[dict[str, object]] = []
+    for item in items:
+        for sample in range(settings.samples):
+            text = "It is so." if _number(name, item["item"], sample) > 0 else "Hey, that's it!"
+            rows.append({"item": item["item"], "sample": sample, "response": text, "finish_reason": "stop"})
+    return rows
+
+
 def main() -> None:
     """Run the real command line with quick stand-ins for everything that needs a model."""
     for name, attribute, function in (("model", "fetch", _fetch), ("training", "finetune", _finetune)):
@@ -90,6 +101,7 @@ def main() -> None:
     from propgen import cli, evaluation
 
     evaluation.Scorer.score = _score  # type: ignore[method-assign]
+    evaluation.Scorer.generate = _generate  # type: ignore[method-assign]
     cli.main()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from unittest import mock
@@ -13,6 +14,7 @@ import polars as pl
 import yaml
 from scipy.stats import norm
 
+from propgen.config import Generation
 from propgen.digest import Spec
 from propgen.plan import BASE, Artifact, Cell, Evaluation, Plan, Subject, Treatment
 from propgen.store import CELL, Store, View
@@ -96,7 +98,7 @@ def make_cell(view: View, cell: Cell, score: Score, dtype: str = "float32") -> N
         rows = [
             item_row(kind, item, sample, score(cell, item, sample))
             for item in range(cell.evaluation.items)
-            for sample in range(2 if kind == "choice" else 1)
+            for sample in range(1 if kind == "contrast" else 2)
         ]
         about = {"digest": cell.digest, "execution": {**RECORD, "dtype": dtype}}
         write_cell(folder / CELL, kind, [row | {"context": cell.evaluation.context} for row in rows], about)
@@ -112,6 +114,8 @@ def item_row(kind: str, item: int, sample: int, score: float | None) -> dict[str
     row |= {"sample": sample, "score": score}
     if kind == "choice":
         return row | {"order": ("positive-first", "negative-first")[sample], "p_positive": score}
+    if kind == "rule":
+        return row | {"response": f"I say {score}, twice: {score}", "finish_reason": "stop"}
     return row | {"logprob_positive": score, "logprob_negative": 0.0, "tokens_positive": 1, "tokens_negative": 1}
 
 
@@ -122,9 +126,11 @@ def _artifact(stage: str, name: str, config: dict[str, object], *inputs: Artifac
 
 
 def _evaluation(trait: str, protocol: str, context: str, items: int) -> Evaluation:
-    spec = Spec(protocol, {}, {"items": f"{trait} {context} {items}"})
+    asked = Spec("generation", asdict(Generation(max_tokens=8)), {"prompts": f"{trait} {context} {items}"}).as_json()
+    config = {"generation": asked} if protocol == "rule" else {}
+    spec = Spec(protocol, config, {"items": f"{trait} {context} {items}"})
     name = f"{trait}.{protocol}.{context}"
-    unit = {"choice": "probability", "contrast": "nats per token"}[protocol]
+    unit = {"choice": "probability", "contrast": "nats per token", "rule": "share of responses"}[protocol]
     label = "log-likelihood of the positive minus the negative answer"
     return Evaluation(name, trait, protocol, context, spec.digest, spec.as_json(), items, unit, label)
 

@@ -116,6 +116,17 @@ def test_unscoreable_items_are_counted_and_not_averaged(view: View) -> None:
     assert (row["n_items"], row["n_scored"], row["score"], row["preference"]) == (4, 3, 3.0, 1.0)
 
 
+def test_rules_are_averaged_over_samples_and_then_items(view: View) -> None:
+    """A null sample leaves its item to the other one; an item without any score is counted, and not averaged."""
+    plan = make_plan(("honesty",), views=[("rule", "id")])
+    scores = {(0, 0): 1.0, (0, 1): None, (1, 0): 1.0, (1, 1): 0.0, (2, 0): 0.0, (2, 1): 0.0}
+    fill(plan, view, lambda _cell, item, sample: scores.get((item, sample)))
+    tables = tabulate(plan, view)
+    assert tables.cells.select("n_items", "n_scored", "score", "preference").unique().rows() == [(4, 3, 0.5, 0.4)]
+    assert tables.items["response"].null_count() == 0
+    assert tables.matrix["effect"].to_list() == [0.0, 0.0]
+
+
 def test_a_finetune_that_answers_nothing_is_no_seed(view: View) -> None:
     """Its cell has no score and no effect, and the matrix averages the other seeds."""
     plan = make_plan(("honesty", "formality"), seeds=(0, 1, 2), items=6)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from propgen.config import Analysis, Engine, Model, Style, Training
-from propgen.digest import VERSIONS, Spec, canonical, cell_digest, differences, digest, identity
+from propgen.config import Analysis, Engine, Generation, Model, Style, Training
+from propgen.digest import VERSIONS, Spec, canonical, cell_digest, differences, digest, identity, responses_digest
 
 A, B = "a" * 64, "b" * 64
 
@@ -35,6 +35,8 @@ SPECS = {
     "finetune": Spec("finetune", {**identity(Training()), "seed": 0}, {"model": A, "dataset": B}, version=1),
     "contrast": Spec("contrast", {}, {"items": A}, version=1),
     "choice": Spec("choice", {"dtype": "float32"}, {"items": A}, version=1),
+    "generation": Spec("generation", identity(Generation()), {"prompts": A}, version=1),
+    "rule": Spec("rule", {"generation": {"kind": "generation"}}, {"items": A}, version=1),
 }
 GOLDEN = {
     "model": "7b49d3b4ec9dff8dec375d6278fd68037d8cd2b2625356a22b2a218f02dd31eb",
@@ -42,6 +44,8 @@ GOLDEN = {
     "finetune": "c67f365373a5db839dd43397344b251d9d41e3381f7161d0752fc055865ac54a",
     "contrast": "54935e427b566e7433549eb0cf6b7d6fcc7a2130551802b53a9e588b82e71769",
     "choice": "c191466c57e8b4b2f80c1abb203c3804a54b3cd2d75e731e8a8bb426c9326e67",
+    "generation": "11f4d98a43ec840436a7d9ca339445800ab568dbd5857a34c04635f996b9e810",
+    "rule": "498fc3bf16ebb6ecacefca789e8c3b703f0717cc0bc42f34453302f9aad5cb23",
 }
 
 
@@ -55,6 +59,12 @@ def test_golden_digest_of_a_cell() -> None:
     """A cell is its finetune and its evaluation."""
     assert cell_digest(A, B) == "863ec3308a1cbbec2871f08230062b00abae4e51009cb1758678f8559c9a3ae3"
     assert cell_digest(A, B) != cell_digest(B, A)
+
+
+def test_golden_digest_of_responses() -> None:
+    """Responses are a finetune's, and what it was asked; they are no cell."""
+    assert responses_digest(A, B) == "e2b29a337bf6b5ee60d5e3e00f7a3fa87a19ba1a6748fe426a570e745c42f10b"
+    assert len({responses_digest(A, B), responses_digest(B, A), cell_digest(A, B)}) == 3
 
 
 def test_every_stage_has_a_golden_digest() -> None:

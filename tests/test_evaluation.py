@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,13 @@ import pytest
 from synthetic import RECORD, item_row, make_plan, make_view
 
 from propgen.bank import Item
-from propgen.config import Execution
-from propgen.digest import cell_digest
+from propgen.config import Execution, Generation
+from propgen.digest import Spec, cell_digest
+from propgen.errors import PropgenError
 from propgen.evaluation import Column, Scorer, evaluate
-from propgen.plan import Cell, Plan
-from propgen.store import CELL, View
-from propgen.tables import read_cell
+from propgen.plan import Cell, Plan, Responses
+from propgen.store import CELL, RESPONSES, View
+from propgen.tables import read_cell, read_responses
 
 
 @dataclass
@@ -179,3 +181,102 @@ def test_the_model_is_loaded_once_and_only_when_needed(
     assert threads == [1]
     assert loads == [(Path("base"), adapter, "float32", "cpu")]
     assert (view.store.folder(cells(plan)[0].digest) / CELL).is_file()
+
+
+# -- responses -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FakeTalker:
+    """Answers `<item> <sample>`, and remembers how often it was asked."""
+
+    asked: list[Generation] = field(default_factory=list[Generation])
+
+    def generate(self, items: Sequence[Item], settings: Generation) -> list[dict[str, object]]:
+        self.asked.append(settings)
+        about = {"finish_reason": "stop"}
+        return [
+            {"item": item["item"], "sample": sample, "response": f"{item['item']} {sample}", **about}
+            for item in items
+            for sample in range(settings.samples)
+        ]
+
+
+class Forbidden:
+    """A scorer that must not be used: with it, nothing is loaded."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"asked to {name}")
+
+
+def rule_column(plan: Plan, positive: str = "0", negative: str = "1") -> Column:
+    """Return the plan's rule evaluation under two patterns, which alone tell its digest from others'."""
+    (old,) = plan.evaluations
+    spec = Spec("rule", old.spec["config"], {"items": f"{positive} {negative}"})
+    items = [{**_item(f"warmth-{k}"), "positive": positive, "negative": negative} for k in range(3)]
+    return Column(replace(old, digest=spec.digest, spec=spec.as_json()), items, ["evaluated=[warmth]"])  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def rules() -> Plan:
+    return make_plan(("honesty",), ("warmth",), views=[("rule", "far")])
+
+
+def judge(plan: Plan, view: View, column: Column, scorer: object, record: dict[str, Any] = RECORD) -> Cell:
+    """Evaluate the plan's first finetune under a column and return the cell."""
+    evaluate(view, plan.subjects[1], [column], scorer, record)  # type: ignore[arg-type]
+    return Cell(plan.subjects[1], column.evaluation)
+
+
+def test_responses_are_kept_beside_the_cell_that_is_scored_from_them(rules: Plan, view: View) -> None:
+    """Both are linked; the cell holds each response with its score, and says how it was generated."""
+    talker, column = FakeTalker(), rule_column(rules, "-[01] 0", "-[01] 1")
+    cell = judge(rules, view, column, talker)
+    responses = Responses(rules.subjects[1], column.evaluation)
+    assert talker.asked == [Generation(max_tokens=8)]
+    kept = read_responses(view.root / responses.path, responses.digest)
+    assert kept.rows.select("item", "sample").rows() == [(f"warmth-{i}", sample) for i in range(3) for sample in (0, 1)]
+    assert kept.about["generation"] == column.evaluation.generation
+    table = read_cell(view.root / cell.path, cell.digest)
+    assert table.rows["response"].to_list() == kept.rows["response"].to_list()
+    assert table.rows["score"].to_list() == [1, 0, 1, 0, None, None]
+    assert table.rows["context"].unique().to_list() == ["far"]
+    assert responses.path.startswith(f"responses/{rules.subjects[1].name}/warmth.rule.far-")
+
+
+def test_changing_a_rule_scores_stored_responses_without_a_model(rules: Plan, view: View) -> None:
+    """Another cell, the same responses; its record is that of the run which generated them."""
+    judge(rules, view, rule_column(rules, "0", "1"), FakeTalker())
+    other = rule_column(rules, "1$", "0$")
+    cell = judge(rules, view, other, Forbidden(), {**RECORD, "device": "elsewhere"})
+    table = read_cell(view.root / cell.path, cell.digest)
+    assert table.rows["score"].to_list() == [0, 1, 0, 1, 0, 1]
+    assert table.about["execution"] == RECORD
+    assert len(view.store.listing()) == 3
+
+
+def test_damaged_responses_are_quarantined_and_generated_again(rules: Plan, view: View) -> None:
+    """The run that finds them ends with an error that names them; the next one makes the cell."""
+    judge(rules, view, rule_column(rules), FakeTalker())
+    other = rule_column(rules, "1$", "0$")
+    responses = Responses(rules.subjects[1], other.evaluation)
+    file = view.store.payload(responses.digest, cell=True, file=RESPONSES)
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-20])
+    with pytest.raises(PropgenError, match=r"responses/.*truncated.*quarantine.*the next run makes it again") as caught:
+        judge(rules, view, other, Forbidden())
+    assert caught.value.exit_code == 1
+    assert not file.exists()
+    assert not (view.root / responses.path).is_symlink()
+    assert len(list((view.root / "quarantine").glob(f"*/{RESPONSES}"))) == 1
+    cell = judge(rules, view, other, FakeTalker())
+    assert view.shows(cell.path, cell.digest, cell=True)
+    assert file.read_bytes() == sound
+
+
+def test_a_cell_without_any_score_says_so(rules: Plan, view: View, caplog: pytest.LogCaptureFixture) -> None:
+    """It is made, with nulls, and the log names it."""
+    with caplog.at_level(logging.WARNING, "propgen"):
+        cell = judge(rules, view, rule_column(rules, "never", "ever"), FakeTalker())
+    assert read_cell(view.root / cell.path, cell.digest).rows["score"].null_count() == 6
+    assert f"{cell.path}: no response could be scored" in caplog.text

@@ -295,6 +295,18 @@ def test_rows_are_named_by_their_regime_where_they_differ_in_it() -> None:
 # -- captions ------------------------------------------------------------------------------------------------------
 
 
+def test_a_cell_without_a_number_is_explained() -> None:
+    """It is hatched like a missing one, and the caption says that it is there and could not be scored."""
+    plan = make_plan(("honesty", "formality"), views=[("rule", "id")])
+    matrix = make_matrix(plan)
+    hit = pl.col("treatment") == "honesty-demonstration"
+    mute = matrix.with_columns(effect=pl.when(hit).then(None).otherwise(pl.col("effect")))
+    said, unsaid = (caption(plan, make_panel(plan, m, "m", "rule", "id"), ABOUT) for m in (mute, matrix))
+    assert "2 hatched cells have no number, since no answer of a finetune could be scored." in said
+    assert "no number" not in unsaid
+    heatmap(make_panel(plan, mute, "m", "rule", "id"), said, Style())
+
+
 def caption_of(case: Case, **about: object) -> str:
     """Return a case's caption."""
     return caption(case.plan(), case.panel(), ABOUT | about)

@@ -11,10 +11,10 @@ from conftest import ROOT
 from planning import REAL
 
 from propgen.compose import compose, compose_elements
-from propgen.config import Config
+from propgen.config import Config, Generation
 from propgen.errors import InputError
-from propgen.limits import AT_LEAST_ONE, CHOICES, FORMATS, INTERVALS, check_values
-from propgen.plan import PROTOCOLS
+from propgen.limits import AT_LEAST_ONE, CHOICES, FORMATS, INTERVALS, check_generation, check_values
+from propgen.plan import GENERATING, PROTOCOLS
 from propgen.regime import KINDS
 
 
@@ -48,7 +48,8 @@ def with_value(config: Config, key: str, value: object) -> Config:
         (CHOICES["training.method"], "training", "METHODS"),
         (CHOICES["training.schedule"], "trainer", "SCHEDULES"),
         (FORMATS, "figures", "STABLE"),
-        (PROTOCOLS, "scoring", "SCORERS"),
+        (tuple({*PROTOCOLS} - {*GENERATING}), "scoring", "SCORERS"),
+        (GENERATING, "rule", "SCORERS"),
     ],
 )
 def test_what_planning_lets_through_the_stage_can_do(known: tuple[str, ...], module: str, name: str) -> None:
@@ -117,3 +118,23 @@ def test_an_unknown_choice_is_answered_with_the_known_ones(config: Config, key: 
     """The message lists what may stand there."""
     with pytest.raises(InputError, match=f"{key}=other: expected one of .*{CHOICES[key][-1]}"):
         check_values(with_value(config, key, "other"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"samples": 0}, "generation.samples=0: expected 1 to 1000"),
+        ({"max_tokens": 0}, "generation.max_tokens=0: expected 1 to 512"),
+        ({"max_tokens": 513}, "generation.max_tokens=513"),
+        ({"temperature": -0.1}, "generation.temperature=-0.1"),
+        ({"temperature": float("nan")}, "generation.temperature=nan"),
+        ({"temperature": float("inf")}, "generation.temperature=inf"),
+        ({"temperature": 0.0}, "gives the same response each time; set samples: 1"),
+        ({"seed": -1}, "seed -1: expected 0 or more"),
+    ],
+)
+def test_generation_that_cannot_be_is_refused(settings: dict[str, Any], said: str) -> None:
+    """The message names the file and the key; the ends of the ranges are fine."""
+    check_generation("x.yaml", Generation(samples=1, max_tokens=512, temperature=0.0))
+    with pytest.raises(InputError, match=said):
+        check_generation("x.yaml", Generation(**settings))

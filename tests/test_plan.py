@@ -449,3 +449,125 @@ def test_an_experiment_may_have_variants_alone() -> None:
 def test_a_variant_that_cannot_be_is_named(override: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         planner(REAL, override).plan()
+
+
+# -- rules ---------------------------------------------------------------------------------------------------------
+
+RULES = ("columns=[formality.rule.id]",)
+
+
+def edit_rule(project: Project, **change: str) -> Plan:
+    """Return the plan after an edit of the first rule item of formality."""
+    bank = project.conf / "trait/formality.rule.jsonl"
+    edit_item(bank, "formality-rule-001", lambda item: item.update(change))
+    return planner(project, *RULES).plan()
+
+
+def asked(plan: Plan) -> list[str]:
+    """Return the digests of all responses."""
+    return [responses.digest for responses in plan.responses]
+
+
+def test_a_column_is_added_and_changes_no_other() -> None:
+    """It stands behind the others, has items and responses of its own, and nothing else is computed anew."""
+    before, after = planned(), planned(*RULES)
+    assert changed(before, after) == TABLES
+    assert [e.name for e in after.evaluations] == [*(e.name for e in before.evaluations), "formality.rule.id"]
+    assert after.evaluations[-1].items == 32
+    assert len(set(asked(after))) == len(after.subjects)
+    assert list(before.responses) == []
+    alone = planned("evaluated=[]", *RULES)
+    assert [e.digest for e in alone.evaluations] == [after.evaluations[-1].digest]
+
+
+def test_a_changed_pattern_changes_its_column_and_no_response(project: Project) -> None:
+    """So that it costs no model."""
+    before, after = planned(*RULES), edit_rule(project, positive="yes")
+    column = {label for label in digests(before) if label.endswith("formality.rule.id")}
+    assert changed(before, after) == column | TABLES
+    assert asked(after) == asked(before)
+    assert [r.path for r in after.responses] == [r.path for r in before.responses]
+
+
+@pytest.mark.parametrize("change", [{"prompt": "Something else?"}, {"item": "formality-rule-099"}])
+def test_a_changed_prompt_asks_again(project: Project, change: dict[str, str]) -> None:
+    """An item's name seeds its sampling."""
+    assert not {*asked(edit_rule(project, **change))} & {*asked(planned(*RULES))}
+
+
+@pytest.mark.parametrize("change", ["samples: 1", "temperature: 0.1", "max_tokens: 9", "seed: 3"])
+def test_changed_sampling_asks_again(project: Project, change: str) -> None:
+    """Columns by other protocols stay."""
+    file = project.conf / "protocol/rule.yaml"
+    file.write_text(f"kind: rule\nunit: a\nlabel: b\ngeneration: {{{change}}}\n")
+    before, after = planned(*RULES), planner(project, *RULES).plan()
+    assert not {*asked(after)} & {*asked(before)}
+    assert not [label for label in changed(before, after) if ".contrast." in label]
+
+
+def test_a_data_type_is_part_of_what_was_asked() -> None:
+    """As it is of every other evaluation; `auto` is not."""
+    before, after = planned(*RULES), planned(*RULES, "engine.dtype=float32")
+    assert not {*asked(after)} & {*asked(before)}
+    assert asked(planned(*RULES, "engine.dtype=auto")) == asked(before)
+
+
+def test_rule_items_have_numbers_of_their_own() -> None:
+    """`far` ones, too; the overrides that remake a cell name them, and no further column."""
+    one = planner(REAL, "columns=[formality.rule.id,formality.rule.far]", "data={rule_items:6,rule_far_items:2}")
+    near, far = one.plan().evaluations[-2:]
+    assert (near.items, far.items) == (6, 2)
+    assert {"data.rule_items=6", "columns=[]", "protocols=[rule]"} <= {*one.evaluation_overrides(near)}
+    assert "data.rule_far_items=2" in one.evaluation_overrides(far)
+    again = planner(REAL, *one.evaluation_overrides(far)).evaluations()
+    assert [evaluation.digest for evaluation in again] == [far.digest]
+
+
+def test_a_column_can_be_chosen_on_a_stages_command_line() -> None:
+    """By its name, like those of the product."""
+    one = planner(REAL, *RULES, "evaluations=[formality.rule.id]")
+    assert [e.digest for e in one.chosen_evaluations()] == [planned(*RULES).evaluations[-1].digest]
+
+
+def test_a_plan_with_responses_comes_back_from_json() -> None:
+    plan = planned(*RULES)
+    again = Plan.from_json(json.loads(json.dumps(plan.as_json())))
+    assert again == plan
+    assert asked(again) == asked(plan)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["protocols=[contrast,rule]"], "trait 'honesty' has no rule items; write conf/trait/honesty.rule.jsonl, or"),
+        (["columns=[honesty.rule.id]"], "trait 'honesty' has no rule items"),
+        (["columns=[honsety.rule.id]"], "unknown trait 'honsety'"),
+        (["columns=[formality.ruel.id]"], "unknown protocol 'ruel'"),
+        (["columns=[formality.rule.fra]"], "unknown context 'fra'"),
+        (["columns=[formality.rule.easy]"], "formality.rule.jsonl: no test items for context 'easy'"),
+        (["columns=[formality]"], "columns: 'formality' is no trait, protocol and context; write all three"),
+        (["columns=[formality.rule.id,formality.rule.id]"], "columns: 'formality.rule.id' stands there twice"),
+        (["columns=[formality.contrast.id]"], "evaluation: 'formality.contrast.id' stands there twice"),
+        (["evaluated=[]"], "evaluated is empty"),
+        ([*RULES, "data.rule_items=99"], "32 test items for context 'id', but 99 .*smaller data.rule_items"),
+        (["columns=[formality.rule.far]", "data.rule_far_items=9"], "8 test items .*smaller data.rule_far_items"),
+    ],
+)
+def test_a_column_that_cannot_be_is_named(overrides: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        planner(REAL, *overrides).plan()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("rule", "kind: rule\nunit: a\nlabel: b\n", "conf/protocol/rule.yaml: 'generation' is missing"),
+        ("contrast", "kind: contrast\nunit: a\nlabel: b\ngeneration: {seed: 1}\n", "no use for 'generation'"),
+        ("rule", "kind: rule\nunit: a\nlabel: b\ngeneration: {samples: 0}\n", "rule.yaml: generation.samples=0"),
+        ("rule", "kind: rule\nunit: a\nlabel: b\ngeneration: {sampels: 2}\n", "unknown key 'sampels'; did you"),
+    ],
+)
+def test_a_protocol_that_cannot_be_is_named(project: Project, file: str, text: str, said: str) -> None:
+    (project.conf / f"protocol/{file}.yaml").write_text(text)
+    with pytest.raises(InputError, match=said):
+        planner(project, *RULES).plan()

@@ -30,6 +30,8 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "finetune": ("dataset.read", "training.finetune"),
     "contrast": ("scoring.contrast", "model.load_frozen", "tables.write_cell"),
     "choice": ("scoring.choice", "model.load_frozen", "tables.write_cell"),
+    "generation": ("generation.generate", "model.load_frozen", "tables.write_responses"),
+    "rule": ("rule.score", "tables.read_responses", "tables.write_cell"),
     "matrix": ("analysis.tabulate", "analysis.write_tables"),
     "statistics": ("structure.tabulate", "structure.write"),
     "figures": ("figures.draw",),
@@ -178,6 +180,9 @@ def test_a_stage_reaches_its_own_code_and_not_its_neighbours() -> None:
     assert "scoring.contrast" in contrast - choice
     assert "scoring.choice" in choice - contrast
     assert {"scoring.logprobs", "model.load_frozen"} <= contrast & choice
+    rule = set(reached(PACKAGE, ENTRIES["rule"]))
+    assert "rule.score" in rule
+    assert not any(name.startswith(("generation.", "model.", "scoring.")) for name in rule)
     finetune = set(reached(PACKAGE, ENTRIES["finetune"]))
     assert {"training.finetune", "trainer.ResponseTrainer", "encoding.encode_all", "model.load"} <= finetune
     assert "model.fetch" not in finetune

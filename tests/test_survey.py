@@ -10,7 +10,7 @@ import pytest
 from synthetic import fill, make_plan, make_view, publish
 
 from propgen.plan import BASE, Artifact, Plan
-from propgen.store import View
+from propgen.store import RESPONSES, View
 from propgen.survey import Survey, reason, survey
 
 
@@ -207,3 +207,15 @@ def test_the_base_is_a_subject_without_an_adapter(plan: Plan) -> None:
     """The synthetic plan that these tests stand on has one base subject a model, first, as real plans do."""
     assert [subject.treatment for subject in plan.subjects].index(BASE) == 0
     assert len(plan.subjects) == len(plan.adapters) + 1
+
+
+def test_relinking_restores_responses_too(view: View) -> None:
+    """What is there is linked again; what is not there is no gap, since cells do without."""
+    plan = make_plan(("honesty",), views=[("rule", "id")])
+    first, second, *_ = plan.responses
+    view.store.make(first.digest, lambda folder: (folder / RESPONSES).touch(), cell=True, file=RESPONSES)
+    survey(plan, view)
+    assert not (view.root / first.path).is_symlink()
+    survey(plan, view, relink=True)
+    assert (view.root / first.path).resolve() == view.store.folder(first.digest).resolve() / RESPONSES
+    assert not (view.root / second.path).is_symlink()

@@ -15,7 +15,17 @@ from synthetic import RECORD, item_row
 from propgen import tables
 from propgen.errors import PropgenError
 from propgen.store import CorruptError
-from propgen.tables import CELLS, MATRIX, CellTable, check, read_cell, write_cell
+from propgen.tables import (
+    CELLS,
+    MATRIX,
+    RESPONSES,
+    CellTable,
+    check,
+    read_cell,
+    read_responses,
+    write_cell,
+    write_responses,
+)
 
 DIGEST = "d" * 64
 ABOUT = {"digest": DIGEST, "execution": RECORD, "overrides": ["evaluated=[honesty]", "data.test_items=3"]}
@@ -34,7 +44,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "cell.parquet"
 
 
-@pytest.mark.parametrize("kind", ["contrast", "choice"])
+@pytest.mark.parametrize("kind", ["contrast", "choice", "rule"])
 def test_a_cell_reads_back_as_it_was_written(path: Path, kind: str) -> None:
     """Rows, nulls, text and what the file says of itself survive, in the documented columns."""
     write_cell(path, kind, rows(kind), ABOUT)
@@ -201,3 +211,42 @@ def test_the_metadata_is_json_that_others_can_read(path: Path) -> None:
     about = json.loads(pl.read_parquet_metadata(path)["propgen"])
     assert about["kind"] == "contrast"
     assert about["overrides"] == ABOUT["overrides"]
+
+
+ANSWERS = [
+    {"item": "a", "sample": 0, "response": 'He said "checksum":"1", 誠実 🙂\n', "finish_reason": "length"},
+    {"item": "a", "sample": 1, "response": "", "finish_reason": "stop"},
+]
+
+
+def test_responses_read_back_as_they_were_written(path: Path) -> None:
+    """Whatever a model says survives, also what looks like the checksum's mark."""
+    write_responses(path, ANSWERS, ABOUT)
+    table = read_responses(path, DIGEST)
+    assert table.rows.schema == pl.Schema(RESPONSES)
+    assert table.rows.to_dicts() == ANSWERS
+    assert table.about["kind"] == "responses"
+
+
+def test_responses_and_cells_are_not_mistaken_for_each_other(path: Path) -> None:
+    """Each is refused where the other is expected, and so are responses of another name or with other columns."""
+    write_responses(path, ANSWERS, ABOUT)
+    with pytest.raises(CorruptError):
+        read_cell(path, DIGEST)
+    with pytest.raises(CorruptError, match="another responses file"):
+        read_responses(path, "e" * 64)
+    write_cell(path, "rule", rows("rule"), ABOUT)
+    with pytest.raises(CorruptError):
+        read_responses(path, DIGEST)
+    with pytest.raises(PropgenError, match="columns"):
+        write_responses(path, [{"item": "a"}], ABOUT)
+
+
+def test_damaged_responses_are_noticed(path: Path) -> None:
+    """A flipped bit and a truncation."""
+    write_responses(path, ANSWERS, ABOUT)
+    whole = path.read_bytes()
+    for data in (whole[:-9], whole[:40] + bytes([whole[40] ^ 1]) + whole[41:]):
+        path.write_bytes(data)
+        with pytest.raises(CorruptError):
+            read_responses(path, DIGEST)

@@ -18,10 +18,11 @@ from propgen.cli import main
 from propgen.compose import Project, compose
 from propgen.plan import Plan
 from propgen.planner import Planner
-from propgen.store import CELL, View
+from propgen.store import CELL, RESPONSES, View
 from propgen.survey import survey
 from propgen.terminal import (
     CHARACTERS_PER_TOKEN,
+    GENERATED_TOKENS_PER_SECOND,
     ITEMS_PER_SECOND,
     START_SECONDS,
     TEMPLATE_TOKENS,
@@ -157,6 +158,18 @@ def test_the_estimate_counts_what_is_needed_alone(project: Project) -> None:
     cost = estimate(planner, survey(plan, view), view)
     assert cost.measured
     assert cost.finetune == pytest.approx(tokens / 1000 + START_SECONDS)
+
+
+def test_responses_that_are_to_be_generated_take_time(project: Project) -> None:
+    """As many tokens as they may have; stored ones only need their scores, which are quick."""
+    planner, plan, view = planned(project, (*SMOKE, "evaluated=[]", "columns=[formality.rule.id]"))
+    tokens = 32 * 2 * 64
+    first, *others = plan.responses
+    cost = estimate(planner, survey(plan, view), view)
+    assert cost.evaluate == pytest.approx(4 * (tokens / GENERATED_TOKENS_PER_SECOND + START_SECONDS))
+    view.store.make(first.digest, lambda folder: (folder / RESPONSES).touch(), cell=True, file=RESPONSES)
+    cost = estimate(planner, survey(plan, view), view)
+    assert cost.evaluate == pytest.approx(len(others) * tokens / GENERATED_TOKENS_PER_SECOND + 4 * START_SECONDS)
 
 
 def marks(lines: Sequence[str]) -> dict[str, list[bool]]:

@@ -13,10 +13,10 @@ import torch
 from worker import serve
 
 from propgen import bank, scoring, training
-from propgen.batch import shared
 from propgen.config import Execution, Training
 from propgen.encoding import encode_all, order
 from propgen.model import load, load_frozen
+from propgen.query import shared
 
 
 @cache

@@ -148,6 +148,26 @@ def test_an_edited_test_item_remakes_one_column_and_no_finetune(finished: Checko
     assert all("formality" in call for call in calls if call.startswith("score"))
 
 
+RULES = ("columns=[formality.rule.id]", "data.rule_items=3")
+
+
+def test_a_changed_rule_is_applied_to_stored_responses(finished: Checkout) -> None:
+    """A rule column generates once per subject; an edited pattern makes its cells anew, and loads and asks nothing."""
+    finished.snakemake("smoke", *RULES)
+    calls = [call.split()[0] for call in finished.calls]
+    assert calls == ["generate"] * 4
+    assert len(finished.cells()) == 12
+    links = sorted((finished.store / "responses").glob("*/*/*/formality.rule.id-*.parquet"))
+    assert len(links) == 4
+    before = state(links)
+    edit(finished.root / "conf/trait/formality.rule.jsonl", "formality-rule-001")
+    links[0].unlink()
+    finished.snakemake("smoke", *RULES)
+    assert finished.calls == []
+    assert len(finished.cells()) == 16
+    assert state(links) == before
+
+
 def test_an_item_that_is_not_used_changes_nothing(finished: Checkout) -> None:
     """Digests cover the items used, not the file."""
     bank = finished.root / "conf/trait/formality.jsonl"

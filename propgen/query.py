@@ -1,4 +1,4 @@
-"""Batches: queries as rows of tokens, as many at a time as memory takes, and what is read of them.
+"""Queries: what a model is asked, as rows of tokens, and what is read of its states.
 
 A query is a prompt and what may come behind it, as branches. Its row is `prompt | branch | branch`, with a mask in
 which branches do not see each other and positions that start again behind the prompt, so that the prompt runs once.
@@ -6,19 +6,13 @@ which branches do not see each other and positions that start again behind the p
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import NamedTuple
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-
-from propgen.errors import PropgenError
-
-log = logging.getLogger("propgen")
 
 HEAD_ROWS = 1024
 """Tokens per call of the head, which bounds the memory of float32 logits (1024 x 128,000 are 0.5 GB)."""
@@ -76,49 +70,11 @@ class Batch(NamedTuple):
     response: Tensor
 
 
-Score = Callable[[Batch], list[list[float]]]
-"""batch -> a number for each response of each of its rows."""
-
-
 def shared(prompts: Sequence[list[int]]) -> int:
     """Return how many tokens all prompts begin with, at most all but the last, which predicts what comes behind."""
     most = max(0, min(map(len, prompts)) - 1)
     extremes = zip(min(prompts), max(prompts), strict=False)  # what these two begin with, all begin with
     return min(most, next((i for i, (a, b) in enumerate(extremes) if a != b), most))
-
-
-def in_batches(queries: Sequence[Query], prefix: int, token_budget: int, score: Score) -> list[list[float]]:
-    """Score queries without the `prefix` tokens that all begin with, longest first.
-
-    Batches are within the budget (rows x width), which is halved whenever memory runs out. Raises PropgenError for a
-    query that exceeds the memory alone.
-    """
-    pending = sorted(range(len(queries)), key=lambda i: -queries[i].tokens)
-    sums: dict[int, list[float]] = {}
-    while pending:
-        width = queries[pending[0]].tokens - prefix
-        rows = pending[: max(1, token_budget // width)]
-        found = _unless_out_of_memory(score, lay_out([queries[i] for i in rows], prefix, width))
-        if found is not None:
-            sums.update(zip(rows, found, strict=True))
-            pending = pending[len(rows) :]
-        elif len(rows) == 1:
-            name = queries[rows[0]].item
-            raise PropgenError(f"item '{name}' alone ({width} tokens) exceeds the memory; free some or shorten it")
-        else:
-            token_budget = len(rows) * width // 2
-            log.warning("out of memory; going on with at most %d tokens per forward pass", token_budget)
-    return [sums[i] for i in range(len(queries))]
-
-
-def _unless_out_of_memory(score: Score, batch: Batch) -> list[list[float]] | None:
-    try:
-        return score(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
-            raise
-    clear_device_cache(garbage_collection=True)  # only here is the failed pass's memory no longer referred to
-    return None
 
 
 def lay_out(queries: Sequence[Query], prefix: int, width: int) -> Batch:
