@@ -74,7 +74,7 @@ def check_finetuned(place: str, finetuned: Finetuned) -> None:
         raise InputError(f"{place}.items={finetuned.items}: expected at least 1")
     if finetuned.training.method != "full":
         raise InputError(f"{place}.training.method={finetuned.training.method}: expected full; leave it out")
-    check_seed(finetuned.seed)
+    check_seed(finetuned.seed, f"{place}.")
     for key in (*CHOICES, *AT_LEAST_ONE, *INTERVALS):
         group, _, name = key.partition(".")
         if group == "training":
@@ -129,10 +129,10 @@ def check_unique(what: str, values: Sequence[Any]) -> None:
         raise InputError(f"{what}: '{twice}' stands there twice; name each once")
 
 
-def check_seed(seed: int) -> None:
-    """Raise InputError for a seed that a random generator would refuse."""
+def check_seed(seed: int, place: str = "") -> None:
+    """Raise InputError for a seed that a random generator would refuse. place: what stands before it in the message."""
     if not 0 <= seed < SEEDS:
-        raise InputError(f"seed {seed}: expected 0 or more, and less than {SEEDS}")
+        raise InputError(f"{place}seed {seed}: expected 0 or more, and less than {SEEDS}")
 
 
 def _get(config: Config, key: str) -> Any:
