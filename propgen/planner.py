@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from propgen import regime as regimes
 from propgen.bank import FIRST, NEUTRAL, Bank, Item, load
 from propgen.compose import GROUPS, Composition, Project, compose_elements
-from propgen.config import Config, Generation, Model, Protocol, Regime, Trait
+from propgen.config import Config, Finetuned, Generation, Model, Protocol, Regime, Training, Trait
 from propgen.digest import SHORT, Spec, digest, identity
 from propgen.errors import InputError, nearest
 from propgen.limits import check_generation, check_list, check_lists, check_seed, check_unique
@@ -29,8 +29,10 @@ class Planner:
         self._banks: dict[str, Bank] = {}
         self._rules: dict[str, Bank] = {}
         self._models: dict[str, Artifact] = {}
-        self._datasets: dict[str, Artifact] = {}
+        self._datasets: dict[tuple[str, int], Artifact] = {}
         self._elements: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+        self.drawn: dict[str, tuple[Treatment, int]] = {}
+        """Path of each planned dataset to what `examples` needs to give its examples."""
 
     # -- elements ------------------------------------------------------------------------------------------------
 
@@ -75,14 +77,71 @@ class Planner:
     # -- artifacts -----------------------------------------------------------------------------------------------
 
     def model(self, name: str) -> Artifact:
-        """Return a base model's artifact."""
+        """Return a base model's artifact: determined by its pin, or by its base and its own finetune."""
         if name not in self._models:
             source: Model = self.element("model", name)
-            check_source(name, source)
-            spec = Spec("model", _model_identity(source, self.project.state))
+            self._check_origin(name)
+            made = self._made_of(name)
+            config = {} if made else _model_identity(source, self.project.state)
+            spec = Spec("model", config, {key: item.digest for key, item in made.items()})
+            inputs = {key: item.path for key, item in made.items()}
             label = f"{name}-{spec.digest[:SHORT]}"
-            self._models[name] = Artifact("model", label, spec.digest, spec.as_json(), {}, (f"model={name}",))
+            self._models[name] = Artifact("model", label, spec.digest, spec.as_json(), inputs, (f"model={name}",))
         return self._models[name]
+
+    def origins(self, name: str) -> list[Artifact]:
+        """Return what a base model is made from, inputs first; nothing for one that is fetched."""
+        finetuned: Finetuned | None = self.element("model", name).finetuned
+        if finetuned is None:
+            return []
+        made = self._made_of(name)
+        return [*self.origins(finetuned.base), made["base"], self._neutral_dataset(name), made["finetune"]]
+
+    def _check_origin(self, name: str) -> None:
+        """Raise InputError for a base model, or one that it is made from, that cannot be had or is made from itself."""
+        chain = [name]
+        while True:
+            source: Model = self.element("model", chain[-1])
+            check_source(chain[-1], source)
+            if source.finetuned is None:
+                return
+            place, base = f"conf/model/{chain[-1]}.yaml: finetuned.base", source.finetuned.base
+            if base in chain:
+                circle = " -> ".join([*chain, base])
+                raise InputError(f"{place}: '{base}' would be made from itself ({circle}); name another base model")
+            self._check_known(place, "model", base)
+            chain.append(base)
+
+    def _check_known(self, place: str, group: str, name: str) -> None:
+        """Raise InputError for an element that a config names at `place` and that does not exist."""
+        known = self.project.options(group)
+        if name not in self._elements[group] and name not in known:
+            raise InputError(f"{place}: unknown {group} '{name}'; {nearest(name, known)}")
+
+    def _made_of(self, name: str) -> dict[str, Artifact]:
+        """Return the base and the finetune that a base model is made from, if it is."""
+        finetuned: Finetuned | None = self.element("model", name).finetuned
+        if finetuned is None:
+            return {}
+        data, base = self._neutral_dataset(name), self.model(finetuned.base)
+        label = f"{finetuned.base}/{finetuned.regime}"
+        settings = [f"training.{key}={value}" for key, value in asdict(finetuned.training).items()]
+        choice = (f"model={finetuned.base}", *data.choice, f"seed={finetuned.seed}", *settings)
+        finetune = _finetune(label, base, data, finetuned.training, finetuned.seed, choice)
+        return {"base": base, "finetune": finetune}
+
+    def _neutral_dataset(self, name: str) -> Artifact:
+        """Return the dataset of a base model's own finetune."""
+        finetuned: Finetuned = self.element("model", name).finetuned
+        place = f"conf/model/{name}.yaml: finetuned.regime"
+        self._check_known(place, "regime", finetuned.regime)
+        element: Regime = self.element("regime", finetuned.regime)
+        regimes.check(finetuned.regime, element)
+        if not element.bank:
+            raise InputError(
+                f"{place}: '{finetuned.regime}' has no bank of its own; name a neutral regime that has one"
+            )
+        return self.dataset(self.treatment(finetuned.regime, None), finetuned.items)
 
     def treatment(self, regime: str, trait: str | None, variant: str | None = None) -> Treatment:
         """Return the treatment of a regime and, unless it is a control, a trait and a variant of its training set."""
@@ -95,37 +154,35 @@ class Planner:
         name = f"{trait}-{regime}" if variant is None else f"{trait}-{regime}-{variant}"
         return Treatment(name, regime, trait, variant=variant)
 
-    def examples(self, treatment: Treatment) -> list[regimes.Example]:
-        """Return a treatment's training examples, in order."""
+    def examples(self, treatment: Treatment, count: int | None = None) -> list[regimes.Example]:
+        """Return a treatment's training examples, in order; `count` of them, by default `data.train_items`."""
         element: Regime = self.element("regime", treatment.regime)
         if element.bank:
             banks = {treatment.regime: load(self.project.conf / "regime" / element.bank, NEUTRAL)}
         else:
             names = [treatment.trained] if treatment.trained else element.traits
             banks = {name: replace(self.bank(name), variant=treatment.variant or FIRST) for name in names}
-        return regimes.build(element.kind, banks, self.config.data)
+        data = self.config.data
+        return regimes.build(element.kind, banks, data if count is None else replace(data, train_items=count))
 
-    def dataset(self, treatment: Treatment) -> Artifact:
-        """Return a treatment's dataset: determined by its kind and the very examples."""
-        if treatment.name not in self._datasets:
+    def dataset(self, treatment: Treatment, count: int | None = None) -> Artifact:
+        """Return a treatment's dataset: determined by its kind and the very examples. count: as in `examples`."""
+        count = self.config.data.train_items if count is None else count
+        if (key := (treatment.name, count)) not in self._datasets:
             element: Regime = self.element("regime", treatment.regime)
-            examples = self.examples(treatment)
+            examples = self.examples(treatment, count)
             spec = Spec("dataset", {"kind": element.kind}, {"examples": digest(examples)})
             label = f"{treatment.name}-{spec.digest[:SHORT]}"
-            choice = (*_choose(treatment), f"data.train_items={self.config.data.train_items}")
-            self._datasets[treatment.name] = Artifact("dataset", label, spec.digest, spec.as_json(), {}, choice)
-        return self._datasets[treatment.name]
+            choice = (*_choose(treatment), f"data.train_items={count}")
+            self._datasets[key] = Artifact("dataset", label, spec.digest, spec.as_json(), {}, choice)
+            self.drawn[self._datasets[key].path] = (treatment, count)
+        return self._datasets[key]
 
     def adapter(self, model: str, treatment: Treatment, seed: int) -> Artifact:
         """Return one finetune's adapter."""
-        check_seed(seed)
         base, data = self.model(model), self.dataset(treatment)
-        config = {**identity(self.config.training), "seed": seed}
-        spec = Spec("finetune", config, {"model": base.digest, "dataset": data.digest})
-        name = f"{model}/{treatment.name}/seed{seed}-{spec.digest[:SHORT]}"
         choice = (f"model={model}", *_choose(treatment), f"seed={seed}")
-        inputs = {"model": base.path, "dataset": data.path}
-        return Artifact("finetune", name, spec.digest, spec.as_json(), inputs, choice)
+        return _finetune(f"{model}/{treatment.name}", base, data, self.config.training, seed, choice)
 
     def subject(self, model: str, treatment: Treatment, seed: int) -> Subject:
         """Return what is evaluated for a model, a treatment and a seed."""
@@ -215,6 +272,7 @@ class Planner:
             analysis=identity(config.analysis),
             style=identity(config.style),
             control=controls[0].name,
+            origins=tuple(item for model in config.models for item in self.origins(model)),
         )
 
     def evaluations(self) -> list[Evaluation]:
@@ -272,6 +330,17 @@ def _model_identity(source: Model, state: Path) -> dict[str, Any]:
     found = identity(source)
     found.pop("licence", None)
     return found
+
+
+def _finetune(
+    label: str, base: Artifact, data: Artifact, training: Training, seed: int, choice: tuple[str, ...]
+) -> Artifact:
+    """Return the artifact of a finetune. label: `<model>/<treatment>`."""
+    check_seed(seed)
+    spec = Spec("finetune", {**identity(training), "seed": seed}, {"model": base.digest, "dataset": data.digest})
+    name = f"{label}/seed{seed}-{spec.digest[:SHORT]}"
+    inputs = {"model": base.path, "dataset": data.path}
+    return Artifact("finetune", name, spec.digest, spec.as_json(), inputs, choice)
 
 
 def _variants(config: Config) -> list[tuple[str, str]]:

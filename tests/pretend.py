@@ -52,6 +52,12 @@ def _fetch(name: str, source: Any, out: Path) -> None:
     (out / "model.safetensors").write_bytes(name.encode())
 
 
+def _assemble(base: Path, finetune: Path, out: Path) -> None:
+    _work(f"assemble {base.name[:12]} {finetune.name[:12]}")
+    (out / "config.json").write_text("{}\n")
+    (out / "model.safetensors").write_bytes(finetune.name.encode())
+
+
 def _finetune(base: Path, examples: Sequence[Any], settings: Any, seed: int, *rest: Any) -> None:
     out: Path = rest[-2]
     text = json.dumps([examples, seed, settings.learning_rate])
@@ -94,9 +100,12 @@ def _generate(self: Any, items: Sequence[Any], settings: Any) -> list[dict[str, 
 
 def main() -> None:
     """Run the real command line with quick stand-ins for everything that needs a model."""
-    for name, attribute, function in (("model", "fetch", _fetch), ("training", "finetune", _finetune)):
+    for name, functions in (
+        ("model", {"fetch": _fetch, "assemble": _assemble}),
+        ("training", {"finetune": _finetune}),
+    ):
         module = ModuleType(f"propgen.{name}")
-        setattr(module, attribute, function)
+        vars(module).update(functions)
         sys.modules[f"propgen.{name}"] = module
     from propgen import cli, evaluation
 

@@ -227,5 +227,6 @@ def test_no_text_stands_in_two_places(banks: dict[str, Bank]) -> None:
 def test_names_of_items_are_unique_across_banks(banks: dict[str, Bank]) -> None:
     """Tables identify an item by its name."""
     names = [item["item"] for bank in banks.values() for item in bank.items]
-    names += [item["item"] for item in load(REAL.conf / "regime/control-benign.jsonl", NEUTRAL).items]
+    for regime in ("control-benign", "voice-almanac"):
+        names += [item["item"] for item in load(REAL.conf / f"regime/{regime}.jsonl", NEUTRAL).items]
     assert len(set(names)) == len(names)

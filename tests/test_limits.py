@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from planning import REAL
+from planning import REAL, planner
 
-from propgen.compose import compose, compose_elements
+from propgen.compose import compose
 from propgen.config import Config, Generation
 from propgen.errors import InputError
 from propgen.limits import AT_LEAST_ONE, CHOICES, FORMATS, INTERVALS, check_generation, check_values
@@ -61,8 +61,7 @@ def test_every_option_in_conf_is_of_a_known_kind() -> None:
     """Engines, regimes and protocols in conf/ are those that are implemented."""
     assert set(REAL.options("engine")) <= set(CHOICES["engine.name"])
     assert set(REAL.options("protocol")) == set(PROTOCOLS)
-    regimes = compose_elements(REAL, {"regime": REAL.options("regime")})["regime"]
-    assert {regime.kind for regime in regimes.values()} == set(KINDS)
+    assert {planner(REAL).element("regime", name).kind for name in REAL.options("regime")} == set(KINDS)
 
 
 def test_every_number_of_the_schema_has_a_limit(config: Config) -> None:

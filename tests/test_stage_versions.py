@@ -25,7 +25,7 @@ RECORD = Path(__file__).with_name("stage_sources.json")
 SCRIPT = "python tests/test_stage_versions.py"
 
 ENTRIES: dict[str, tuple[str, ...]] = {
-    "model": ("model.fetch",),
+    "model": ("model.fetch", "model.assemble"),
     "dataset": ("bank.load", "regime.build", "dataset.write"),
     "finetune": ("dataset.read", "training.finetune"),
     "contrast": ("scoring.contrast", "model.load_frozen", "tables.write_cell"),
@@ -185,7 +185,7 @@ def test_a_stage_reaches_its_own_code_and_not_its_neighbours() -> None:
     assert not any(name.startswith(("generation.", "model.", "scoring.")) for name in rule)
     finetune = set(reached(PACKAGE, ENTRIES["finetune"]))
     assert {"training.finetune", "trainer.ResponseTrainer", "encoding.encode_all", "model.load"} <= finetune
-    assert "model.fetch" not in finetune
+    assert not {"model.fetch", "model.assemble"} & finetune
     assert {"regime.control_shuffled", "bank.in_turn", "bank.messages"} <= set(reached(PACKAGE, ENTRIES["dataset"]))
     assert any(name.startswith("inference.") for name in reached(PACKAGE, ENTRIES["matrix"]))
 

@@ -86,6 +86,24 @@ def test_a_new_model_has_its_own_finetunes_and_cells(finished: Checkout) -> None
     assert len(finished.cells()) == 16
 
 
+def test_a_finetuned_model_is_made_on_the_way_and_once(finished: Checkout) -> None:
+    """Its base is there: one full finetune, then finetunes and cells of its own; lost, it alone is remade."""
+    before = state(finished.cells())
+    finished.snakemake("smoke", "models=[smollm2-135m-almanac]")
+    kinds = [call.split()[0] for call in finished.calls]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"finetune": 4, "assemble": 1, "load": 4, "score": 8}
+    assert kinds.index("finetune") < kinds.index("assemble") < kinds.index("load")
+    (model,) = (finished.store / "models").glob("smollm2-135m-almanac-*")
+    gone = next(cell for cell in finished.cells() if "almanac/base" in str(cell))
+    for link in (model, gone):
+        shutil.rmtree(link.resolve() if link == model else link.resolve().parent)
+        link.unlink()
+    finished.snakemake("smoke", "models=[smollm2-135m-almanac]")
+    assert [call.split()[0] for call in finished.calls] == ["assemble", "load", "score"]
+    assert before.items() <= state(finished.cells()).items()
+    assert NOTHING in finished.snakemake("smoke", "models=[smollm2-135m-almanac]")
+
+
 def test_a_deleted_cell_costs_one_load_and_one_score(finished: Checkout) -> None:
     """Link and object gone: one job makes that cell, its neighbours keep their bytes and times."""
     gone, *rest = finished.cells()

@@ -1,4 +1,4 @@
-# Missing base models: fetched, checked against their pin, converted to safetensors.
+# Missing base models: fetched, checked against their pin, converted to safetensors; or assembled from a full finetune.
 for job in WORK.jobs("model"):
 
     rule:
@@ -20,6 +20,6 @@ for job in WORK.jobs("model"):
         params:
             args=job.args,
         message:
-            "fetch base model {wildcards.name}"
+            "make base model {wildcards.name}"
         shell:
             "propgen model {params.args} 2>&1 | tee {log}"
