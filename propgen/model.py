@@ -193,6 +193,7 @@ def _convert(gguf: Path, out: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         delattr(model.config, "quantization_config")
     model.save_pretrained(out)
+    tokenizer.init_kwargs["local_files_only"] = False  # else the file says whether HF_HUB_OFFLINE was set
     tokenizer.save_pretrained(out)
     _make_readable(out)
 
