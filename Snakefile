@@ -2,7 +2,7 @@
 
 snakemake --cores all                              the quickstart
 snakemake --cores all --config experiment=NAME     another experiment of conf/experiment/
-snakemake --cores all datasets|adapters|cells|matrix|statistics|figures     stop earlier
+snakemake --cores all datasets|adapters|cells|items|gates|matrix|statistics|figures     stop earlier
 """
 
 from propgen.workflow import start
@@ -21,6 +21,8 @@ rule all:
     default_target: True
     input:
         WORK.needed,
+        WORK.items,
+        WORK.gates,
         WORK.tables,
         WORK.statistics,
         WORK.figures,
@@ -53,6 +55,8 @@ include: "workflow/rules/model.smk"
 include: "workflow/rules/dataset.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/items.smk"
+include: "workflow/rules/gates.smk"
 include: "workflow/rules/matrix.smk"
 include: "workflow/rules/statistics.smk"
 include: "workflow/rules/figures.smk"
@@ -61,6 +65,7 @@ include: "workflow/rules/figures.smk"
 onerror:
     # What is there, in results/<experiment>/partial/; complete tables and figures stay as they are.
     shell(
-        "(propgen matrix {args} partial=true && propgen figures {args} partial=true) || true",
+        "(propgen items {args} partial=true && propgen gates {args} partial=true"
+        " && propgen matrix {args} partial=true && propgen figures {args} partial=true) || true",
         args=WORK.args(None, None),
     )

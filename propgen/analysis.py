@@ -1,4 +1,4 @@
-"""Analysis: from cells to the tables of an experiment. Effects are differences from control finetunes.
+"""Analysis: from items and gates to the tables of an experiment. Effects are differences from control finetunes.
 
 Notation of the docstrings: a treatment has T seeds, its control C seeds; every finetune answers the same items, which
 belong to F families (paraphrases of one item).
@@ -6,10 +6,10 @@ belong to F families (paraphrases of one item).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,252 +19,236 @@ from propgen import inference
 from propgen.digest import canonical
 from propgen.errors import PropgenError
 from propgen.files import replace
-from propgen.inference import Arm, Effect
-from propgen.plan import BASE, Cell, Plan, Treatment
-from propgen.store import CorruptError, View
-from propgen.tables import CELLS, COLUMN, IDENTITY, MATRIX, Schema, check, read_cell
+from propgen.gates import FAILED, reserved, verdicts
+from propgen.inference import Array, Effects
+from propgen.items import KEYS, Items
+from propgen.plan import BASE, PROBE, Plan
+from propgen.sheet import Sheet, sheets
+from propgen.tables import CELLS, COLUMN, MATRIX, check
 
 Frame = pl.DataFrame
-Scores = NDArray[np.float64]
-SMALLEST_SD = 1e-9
-"""Below this the items of the base model do not vary, and a standardised effect means nothing."""
+Mask = NDArray[np.bool_]
+Gated = Mapping[tuple[str, str, str], str]
+TRANSFER, TINY, NONE, OPEN = "transfer", "tiny", "no transfer", "inconclusive"
+"""Verdicts on a cell: other than 0; other than 0 and yet within the smallest effect of interest; within it; neither."""
+EDGE = 1e-3
+"""Probabilities are this far from 0 and 1 before their logits are taken."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """An experiment's tables. missing: paths of cells that were left out. about: what readers must be told."""
+    """An experiment's tables. matrix: failed rows left out. everything: the same with all rows."""
 
     cells: Frame
-    items: Frame
     matrix: Frame
-    missing: tuple[str, ...]
+    everything: Frame
     about: dict[str, Any]
 
 
-class Read(NamedTuple):
-    """One cell that was read."""
-
-    cell: Cell
-    rows: Frame
-    execution: dict[str, Any]
-
-
-def tabulate(plan: Plan, view: View, *, partial: bool = False) -> Tables:
-    """Read the plan's cells and compute effects, intervals and tests.
-
-    partial: leave out missing cells instead of refusing. Raises PropgenError if cells are missing, or damaged (these go
-    to quarantine, all of them, before the error names them).
-    """
-    reads, missing = _read_all(plan, view)
-    if missing and not partial:
-        raise PropgenError(
-            f"{len(missing)} cells are missing, first {missing[0]}; run the experiment with snakemake to make them"
-        )
-    if not reads:
-        raise PropgenError(
-            "no cell is there yet, so there is nothing to tabulate; run the experiment with snakemake to make them"
-        )
-    treatments = {treatment.name: treatment for treatment in plan.treatments}
-    items = pl.concat([_item_rows(read, treatments) for read in reads], how="diagonal_relaxed")
-    cells = _cells(plan, reads, treatments)
-    matrix = _matrix(plan, reads, treatments)
-    return Tables(cells, items, matrix, missing, _about(plan, reads, missing))
+def tabulate(plan: Plan, items: Items, gates: Frame) -> Tables:
+    """Return cells, and effects with intervals and tests, without the rows that failed a gate and with them."""
+    gated = verdicts(gates)
+    about = {**items.about, "digest": plan.matrix_digest}
+    cells = _cells(plan, items.rows, gated)
+    return Tables(cells, matrix(plan, items.rows, gated), matrix(plan, items.rows, gated, failed=True), about)
 
 
 def write_tables(folder: Path, tables: Tables) -> None:
     """Write the tables, each replaced in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "statistics").mkdir(parents=True, exist_ok=True)
     about = {"propgen": canonical(tables.about).decode()}
-    parquet: Mapping[str, Frame] = {"cells": tables.cells, "items": tables.items, "matrix": tables.matrix}
-    for name, frame in parquet.items():
+    named = {"cells": tables.cells, "matrix": tables.matrix, "statistics/matrix-all": tables.everything}
+    for name, frame in named.items():
         replace(folder / f"{name}.parquet", lambda path, f=frame: f.write_parquet(path, metadata=about))
     replace(folder / "matrix.csv", tables.matrix.write_csv)
 
 
-# -- reading -------------------------------------------------------------------------------------------------------
+# -- one row per cell ----------------------------------------------------------------------------------------------
 
 
-def _read_all(plan: Plan, view: View) -> tuple[list[Read], tuple[str, ...]]:
-    reads: list[Read] = []
-    missing: list[str] = []
-    damaged: list[str] = []
-    for cell in plan.cells:
-        path = view.store.payload(cell.digest, cell=True)
-        if not path.is_file():
-            missing.append(cell.path)
-            continue
-        try:
-            table = read_cell(path, cell.digest)
-        except CorruptError as error:
-            place = view.store.quarantine(cell.digest, view.root / "quarantine")
-            (view.root / cell.path).unlink(missing_ok=True)
-            damaged.append(f"{cell.path}: {error}; moved to {place}")
-            continue
-        reads.append(Read(cell, table.rows, table.about["execution"]))
-    if damaged:
-        raise PropgenError("; ".join(damaged) + "; the next run makes them again")
-    return reads, tuple(missing)
-
-
-def _about(plan: Plan, reads: Sequence[Read], missing: Sequence[str]) -> dict[str, Any]:
-    """Return what captions say of the whole: mixtures of data types and engines are never silent."""
-    kinds = {(r.execution["engine"], r.execution["dtype"], r.execution["device"]) for r in reads}
-    return {
-        "experiment": plan.name,
-        "control": plan.control,
-        "digest": plan.matrix_digest,
-        "missing": list(missing),
-        "execution": [" ".join(kind) for kind in sorted(kinds)],
-    }
-
-
-# -- one row per item, one row per cell ----------------------------------------------------------------------------
-
-
-def _labels(cell: Cell, treatment: Treatment) -> dict[str, object]:
-    evaluation = cell.evaluation
-    return {
-        "model": cell.subject.model,
-        "trained": treatment.trained,
-        "regime": treatment.regime,
-        "variant": treatment.variant,
-        "dose": treatment.dose,
-        "treatment": treatment.name,
-        "seed": None if treatment.name == BASE else cell.subject.seed,
-        "evaluated": evaluation.trait,
-        "protocol": evaluation.protocol,
-        "context": evaluation.context,
-        "evaluation": evaluation.name,
-    }
-
-
-def _item_rows(read: Read, treatments: Mapping[str, Treatment]) -> Frame:
-    schema: Schema = {**IDENTITY, "seed": pl.Int64, **COLUMN}
-    labels = _labels(read.cell, treatments[read.cell.subject.treatment])
-    columns = [pl.lit(labels[name], dtype=kind).alias(name) for name, kind in schema.items()]  # type: ignore[arg-type]
-    return read.rows.select(*columns, pl.exclude("context"))
-
-
-def _by_item(rows: Frame) -> Frame:
-    """Return item, family and score, averaged over an item's samples; null where none was scored."""
-    return rows.group_by("item", "family", maintain_order=True).agg(pl.col("score").mean())
-
-
-def _cells(plan: Plan, reads: Sequence[Read], treatments: Mapping[str, Treatment]) -> Frame:
-    found: list[dict[str, object]] = []
-    for read in reads:
-        scores = _by_item(read.rows)["score"]
-        labels = _labels(read.cell, treatments[read.cell.subject.treatment])
-        found.append(
-            labels
-            | {
-                "n_items": scores.len(),
-                "n_scored": scores.count(),
-                "score": scores.mean(),
-                "sd_items": scores.std(),
-                "preference": _preference(read.rows),
-                "gate": None,
-                "adapter": read.cell.subject.digest,
-                "cell": read.cell.digest,
-            }
-        )
-    frame = pl.DataFrame(found, schema={k: v for k, v in CELLS.items() if k not in ("base", "control", "effect")})
+def _cells(plan: Plan, items: Frame, gated: Gated) -> Frame:
+    keys = list(KEYS)
+    liked = pl.col("score") > pl.when(pl.col("p_positive").is_not_null()).then(0.5).otherwise(0.0)
+    if "p_positive" not in items.columns:
+        liked = pl.col("score") > 0
+    rows = items.group_by(keys, maintain_order=True).agg(liked.mean().alias("preference"))
+    by_item = items.group_by([*keys, "item"], maintain_order=True).agg(pl.col("score").mean())
+    score = pl.col("score")
+    means = by_item.group_by(keys, maintain_order=True).agg(
+        pl.len().cast(pl.Int64).alias("n_items"),
+        score.count().cast(pl.Int64).alias("n_scored"),
+        score.mean(),
+        score.std().alias("sd_items"),
+    )
     of = ["model", "evaluation"]
-    base = frame.filter(treatment=BASE).group_by(of).agg(pl.col("score").mean().alias("base"))
-    control = frame.filter(treatment=plan.control).group_by(of).agg(pl.col("score").mean().alias("control"))
-    joined = frame.join(base, on=of, how="left", maintain_order="left")
-    joined = joined.join(control, on=of, how="left", maintain_order="left")
-    joined = joined.with_columns(effect=pl.col("score") - pl.col("control"))
+    base = means.filter(treatment=BASE).group_by(of).agg(score.mean().alias("base"))
+    control = means.filter(treatment=plan.control).group_by(of).agg(score.mean().alias("control"))
+    joined = means.with_columns(rows["preference"])
+    for more in (base, control):
+        joined = joined.join(more, on=of, how="left", maintain_order="left")
+    joined = joined.join(
+        _digests(plan), on=[*of, "treatment", "seed"], how="left", nulls_equal=True, maintain_order="left"
+    )
+    joined = joined.with_columns(_gate(gated, joined), effect=score - pl.col("control"))
     return check(joined.select(list(CELLS)), CELLS, "cells.parquet")
 
 
-def _preference(rows: Frame) -> float | None:
-    """Share of scored rows in which the positive response is preferred: score > 0, or for choices > .5."""
-    threshold = 0.5 if "p_positive" in rows.columns else 0.0
-    share = (rows["score"].drop_nulls() > threshold).mean()
-    return None if share is None else float(share)  # type: ignore[arg-type]
+def _digests(plan: Plan) -> Frame:
+    """Return the digests of the plan's adapters and cells."""
+    rows: list[tuple[str | int | None, ...]] = []
+    for cell in plan.cells:
+        subject = cell.subject
+        seed = None if subject.treatment == BASE else subject.seed
+        name = cell.evaluation.name
+        rows.append((subject.model, subject.treatment, seed, name, subject.digest, cell.digest))
+    names = {"model": pl.String, "treatment": pl.String, "seed": pl.Int64, "evaluation": pl.String}
+    return pl.DataFrame(rows, schema={**names, "adapter": pl.String, "cell": pl.String}, orient="row")
+
+
+def _gate(gated: Gated, frame: Frame) -> pl.Series:
+    keys = frame.select("model", "treatment", "protocol").iter_rows()
+    return pl.Series("gate", [gated.get((m, t, p)) for m, t, p in keys], dtype=pl.String)
 
 
 # -- one row per treatment and evaluation --------------------------------------------------------------------------
 
 
-def _matrix(plan: Plan, reads: Sequence[Read], treatments: Mapping[str, Treatment]) -> Frame:
-    """Return effects with intervals and tests: treatments against the control, and controls against the base."""
-    arms = _arms(reads)
-    level = float(plan.analysis["confidence"])
-    rows: list[dict[str, object]] = []
-    for (model, name, evaluation), arm in arms.items():
-        treatment = treatments[name]
-        if name == BASE:
-            continue
-        reference = BASE if treatment.control else plan.control
-        against = arms.get((model, reference, evaluation))
-        base = arms.get((model, BASE, evaluation))
-        if against is None:
-            continue
-        effect = inference.effect(arm, against, level)
-        labels = _labels(arm.cell, treatment)
-        labels.pop("seed")
-        own = _own(arms, arm, treatment, reference)
-        rows.append({**labels, "reference": reference, **_statistics(effect, arm, against, base, own, level)})
-    frame = pl.DataFrame(rows, schema={k: v for k, v in MATRIX.items() if k != "q"}, orient="row")
-    return check(_with_q(frame).select(list(MATRIX)), MATRIX, "matrix.parquet")
+def matrix(plan: Plan, items: Frame, gated: Gated, *, failed: bool = False) -> Frame:
+    """Return effects with intervals and tests: treatments against the control, and controls against the base.
+
+    failed: keep the rows that failed a gate, which have no numbers otherwise. An own effect that a gate judged on one
+    half of the families is estimated from the other half.
+    """
+    found = sheets(items.filter(pl.col("context") != PROBE), plan.control)
+    kinds = {e.protocol: e.spec["kind"] for e in plan.evaluations}
+    parts: list[Frame] = [pl.DataFrame(schema=MATRIX)]
+    for sheet in found.values():
+        gone = [t for (m, t, p), v in gated.items() if (m, p) == sheet.key[:2] and v.startswith(FAILED)]
+        kind, halved = kinds[sheet.protocol], reserved(sheet, found)
+        if failed:  # no gate has selected rows, so none has used up items
+            parts.append(_block(sheet, np.zeros_like(halved), plan.analysis, kind))
+        else:
+            parts.append(_block(sheet.without(gone), halved, plan.analysis, kind))
+    frame = _in_order(plan, pl.concat(parts))
+    return check(frame.with_columns(_gate(gated, frame)).select(list(MATRIX)), MATRIX, "matrix.parquet")
 
 
-def _arms(reads: Sequence[Read]) -> dict[tuple[str, str, str], Arm]:
-    """Return model, treatment and evaluation to the scores of all their seeds."""
-    found: dict[tuple[str, str, str], list[Read]] = {}
-    for read in reads:
-        subject = read.cell.subject
-        found.setdefault((subject.model, subject.treatment, read.cell.evaluation.name), []).append(read)
-    arms: dict[tuple[str, str, str], Arm] = {}
-    for key, members in found.items():
-        tables = [_by_item(read.rows) for read in members]
-        scores = np.stack([table["score"].cast(pl.Float64).to_numpy() for table in tables])
-        answering = np.isfinite(scores).sum(axis=1) > 0
-        seeds = tuple(read.cell.subject.seed for read, answers in zip(members, answering, strict=True) if answers)
-        arms[key] = Arm(members[0].cell, seeds, scores[answering], tables[0]["family"].to_list())
-    return arms
-
-
-def _own(arms: Mapping[Any, Arm], arm: Arm, treatment: Treatment, reference: str) -> tuple[Arm, Arm] | None:
-    """Return the arms of the treatment's effect on its own trait, which transfer is measured by."""
-    evaluation = arm.cell.evaluation
-    name = f"{treatment.trained}.{evaluation.protocol}.{evaluation.context}"
-    treated = arms.get((arm.cell.subject.model, treatment.name, name))
-    control = arms.get((arm.cell.subject.model, reference, name))
-    return (treated, control) if treated is not None and control is not None else None
-
-
-def _statistics(
-    effect: Effect, arm: Arm, against: Arm, base: Arm | None, own: tuple[Arm, Arm] | None, level: float
-) -> dict[str, object]:
-    deviation = _item_deviation(base)
-    transfer = inference.transfer((arm, against), own, level) if own else inference.NO_TRANSFER
-    return {
-        **asdict(effect),
-        "n_seeds": len(arm.seeds),
-        "n_controls": 0 if against.cell.subject.treatment == BASE else len(against.seeds),
-        "n_items": arm.scores.shape[1],
-        "tau": transfer.tau,
-        "tau_low": transfer.low,
-        "tau_high": transfer.high,
-        "effect_std": effect.effect / deviation if effect.effect is not None and deviation > SMALLEST_SD else None,
-        "gate": None,
+def _in_order(plan: Plan, frame: Frame) -> Frame:
+    """Return rows in the plan's order: base models, treatments, evaluations."""
+    names = {
+        "model": [subject.model for subject in plan.subjects],
+        "treatment": [treatment.name for treatment in plan.treatments],
+        "evaluation": [evaluation.name for evaluation in plan.evaluations],
     }
+    places = {key: {name: i for i, name in enumerate(dict.fromkeys(found))} for key, found in names.items()}
+    return frame.sort(pl.col(key).replace_strict(place, return_dtype=pl.Int64) for key, place in places.items())
 
 
-def _item_deviation(base: Arm | None) -> float:
-    """Return the standard deviation of the base model's items, 0 where it is not known."""
-    scores = base.item_means[np.isfinite(base.item_means)] if base else np.empty(0)
-    return float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
+def estimate(sheet: Sheet, halved: Mask, analysis: Mapping[str, Any]) -> Effects:
+    """Return a sheet's effects. halved: treatments whose own effect is that of the half that no gate has seen."""
+    level, new = float(analysis["confidence"]), analysis["estimand"] == "new-items"
+    whole = inference.effects(sheet.scores, level, new_items=new)
+    if not halved.any():
+        return whole
+    half = inference.effects(sheet.families(0).scores, level, new_items=new)
+    own = halved[:, None] & (np.arange(len(sheet.traits)) == sheet.own[:, None])
+    terms = inference.Terms(*(np.where(own, h, w) for h, w in zip(half.terms, whole.terms, strict=True)))
+    parts = (np.where(own, h, w) for h, w in zip(half[:-1], whole[:-1], strict=True))
+    return Effects(*parts, terms)  # type: ignore[arg-type]
 
 
-def _with_q(frame: Frame) -> Frame:
-    """Add q: Benjamini-Hochberg over the tested off-diagonal cells of a base model, a protocol and a context."""
-    tested = pl.col("p").is_not_null() & pl.col("trained").is_not_null() & (pl.col("trained") != pl.col("evaluated"))
-    indexed = frame.with_row_index("row")
-    parts = [pl.DataFrame(schema={"row": pl.UInt32, "q": pl.Float64})]
-    for group in indexed.filter(tested).partition_by("model", "protocol", "context"):
-        parts.append(group.select("row").with_columns(q=pl.Series(inference.false_discovery(group["p"].to_list()))))
-    return indexed.join(pl.concat(parts), on="row", how="left", maintain_order="left").drop("row")
+def _block(sheet: Sheet, halved: Mask, analysis: Mapping[str, Any], kind: str) -> Frame:
+    """Return a sheet's rows of the matrix."""
+    found = estimate(sheet, halved, analysis)
+    own = np.arange(len(sheet.traits)) == sheet.own[:, None]
+    trained = np.zeros(own.shape, dtype=bool)
+    trained[sheet.trained] = True
+    tau = inference.transfer(
+        sheet.scores, found, np.where(trained.any(axis=1), sheet.own, -1), float(analysis["confidence"])
+    )
+    q, holm = (inference.adjusted(np.where(trained & ~own, found.p, np.nan), m) for m in ("bh", "holm"))
+    fcr = inference.selected_intervals(found, q, float(analysis["alpha"]))
+    same = inference.equivalence(found, float(analysis["smallest"]))
+    logit = _on_logits(sheet, halved, analysis) if kind == "choice" else None
+    columns: dict[str, Array] = {
+        "effect": found.effect,
+        "se": found.se,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "p": found.p,
+        "q": q,
+        "n_seeds": found.seeds,
+        "n_controls": found.controls,
+        "n_items": _item_counts(sheet, halved),
+        "mde": found.mde,
+        "tau": tau.tau,
+        "tau_low": tau.low,
+        "tau_high": tau.high,
+        "effect_std": found.effect / np.maximum(_deviations(sheet), float(analysis["sd_floor"])),
+        "p_holm": holm,
+        "fcr_low": fcr[0],
+        "fcr_high": fcr[1],
+        "effect_shrunk": inference.shrunken(found.effect, found.se, trained & ~own),
+        "p_equivalence": same,
+        "effect_logit": np.full(own.shape, np.nan) if logit is None else logit.effect,
+        "p_logit": np.full(own.shape, np.nan) if logit is None else logit.p,
+    }
+    verdict = _verdicts(np.where(np.isfinite(q), q, found.p), same, float(analysis["alpha"]))
+    return _frame(sheet, columns, verdict)
+
+
+def _on_logits(sheet: Sheet, halved: Mask, analysis: Mapping[str, Any]) -> Effects:
+    def logit(values: Array) -> Array:
+        inside = np.clip(values, EDGE, 1 - EDGE)
+        return np.log(inside / (1 - inside))
+
+    return estimate(sheet.transform(logit), halved, analysis)
+
+
+def _verdicts(p: Array, same: Array, alpha: float) -> list[list[str | None]]:
+    """Return what is said of each tested cell. p: corrected where many were tested. same: of the equivalence tests."""
+    differs, within = p < alpha, same < alpha
+    words = np.select([~np.isfinite(p), differs & within, differs, within], ["", TINY, TRANSFER, NONE], default=OPEN)
+    return [[str(word) or None for word in row] for row in words]
+
+
+def _frame(sheet: Sheet, columns: Mapping[str, Array], verdict: list[list[str | None]]) -> Frame:
+    """Return one row per treatment that is compared with something, and column."""
+    rows: list[dict[str, Any]] = []
+    for i, identity in enumerate(sheet.rows):
+        if sheet.scores.reference[i] < 0:
+            continue
+        about = {**identity, "reference": sheet.scores.treatments[sheet.scores.reference[i]]}
+        for j, trait in enumerate(sheet.traits):
+            names = dict(zip(COLUMN, (trait, sheet.protocol, sheet.context, sheet.scores.columns[j]), strict=True))
+            numbers = {k: _number(v[i, j], MATRIX[k]) for k, v in columns.items()}
+            rows.append({**about, **names, **numbers, "verdict": verdict[i][j], "gate": None})
+    return pl.DataFrame(rows, schema=MATRIX, orient="row")
+
+
+def _number(value: float, kind: Any) -> float | int | None:
+    """Return a plain number, None for NaN; an unbounded set keeps its infinities."""
+    if np.isnan(value):
+        return None
+    return int(value) if kind == pl.Int64 else float(value)
+
+
+def _item_counts(sheet: Sheet, halved: Mask) -> Array:
+    counts = np.array([values.shape[1] for values in sheet.scores.values], dtype=float)
+    half = np.array([values.shape[1] for values in sheet.families(0).scores.values], dtype=float)
+    own = halved[:, None] & (np.arange(len(counts)) == sheet.own[:, None])
+    return np.where(own, half, np.broadcast_to(counts, own.shape))
+
+
+def _deviations(sheet: Sheet) -> Array:
+    """Return the standard deviation of the base model's items in each column; NaN where it is not known."""
+    subjects = sheet.scores.fixed[sheet.scores.arm]
+    found = [values[subjects].ravel() for values in sheet.scores.values]
+    seen = [values[np.isfinite(values)] for values in found]
+    return np.array([np.std(values, ddof=1) if len(values) > 1 else np.nan for values in seen])
+
+
+def require_effects(tables: Tables) -> None:
+    """Raise PropgenError for tables without a single effect."""
+    if tables.matrix.is_empty():
+        raise PropgenError("too few cells are there to compute an effect, so no tables are written")

@@ -81,6 +81,10 @@ class Bank:
         key = key or ("data.far_items" if context == "far" else "data.test_items")
         return self._first(items, count, f"test items for context '{context}'", key)
 
+    def probe(self, most: int | None) -> list[Item]:
+        """Return all items of a probe, or the first ones."""
+        return in_turn(self.items)[:most]
+
     def _first(self, items: Sequence[Item], count: int, what: str, key: str) -> list[Item]:
         if not items:
             raise InputError(f"{self.path}: no {what}; add some, or leave them out of the experiment")

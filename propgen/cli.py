@@ -22,7 +22,9 @@ STAGES = {
     "dataset": "write a treatment's training data (trait=NAME regime=NAME)",
     "finetune": "finetune a base model (model=NAME trait=NAME regime=NAME seed=N)",
     "evaluate": "score a finetune, or without a regime the base model (model=NAME ... evaluations=[NAME,...])",
-    "matrix": "turn an experiment's cells into its tables",
+    "items": "put an experiment's cells into one table",
+    "gates": "judge which of an experiment's finetunes are sound",
+    "matrix": "turn an experiment's items into cells and effects",
     "statistics": "compute what holds of an experiment's matrix as a whole",
     "figures": "draw an experiment's figures from its tables",
 }

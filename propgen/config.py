@@ -22,6 +22,7 @@ class Trait:
     positive, negative: what an answer at either pole does.
     bank: the JSONL file with its items, relative to `conf/trait/`; by default `<trait>.jsonl`.
     neighbours: traits so near in meaning that their poles may share words; `check-bank` sets no limit between them.
+    probe: true for what is no disposition but tells whether a finetune is sound: the positive answer is the right one.
     """
 
     definition: str = MISSING
@@ -29,6 +30,7 @@ class Trait:
     negative: str = MISSING
     bank: str | None = None
     neighbours: list[str] = field(default_factory=list[str])
+    probe: bool = False
 
 
 @dataclass
@@ -85,6 +87,7 @@ class Data:
     train_items: examples in one training set.
     test_items: items of one `id`, `easy` or `hard` evaluation. far_items: items of one `far` evaluation.
     rule_items, rule_far_items: the same for evaluations by rule, which have items of their own.
+    probe_items: items of a probe, by default all of them.
     """
 
     train_items: int = 96
@@ -92,6 +95,7 @@ class Data:
     far_items: int = 24
     rule_items: int = 32
     rule_far_items: int = 8
+    probe_items: int | None = None
 
 
 @dataclass
@@ -177,11 +181,39 @@ class Controls:
 
 
 @dataclass
+class Gates:
+    """What a finetune must pass, or its row is left out of every estimate.
+
+    level: of the one-sided bounds. floor: its own trait must have moved by more. worth: an own effect that must not be
+    missed; where the design is too small to be sure of it the gate is inconclusive. answers: least share of answers
+    that can be scored, of the control's share. collapse: largest share of chance in the answers. perplexity: largest
+    ratio to the control's on neutral texts. loss: largest share of the capability probe that may be lost.
+    """
+
+    level: float = 0.95
+    floor: float = 0.0
+    worth: float = 0.12
+    answers: float = 0.95
+    collapse: float = 0.2
+    perplexity: float = 1.5
+    loss: float = 0.05
+
+
+@dataclass
 class Analysis:
-    """The plan of analysis. confidence: level of intervals. alpha: false discovery rate for marked cells."""
+    """The plan of analysis: what is estimated and what counts, fixed before there are results.
+
+    confidence: level of intervals. alpha: false discovery rate for marked cells. estimand: `new-items` (new seeds and
+    new items of the same kind) or `fixed-items` (new seeds, these very items). smallest: smallest effect of interest,
+    in the score's unit, for equivalence tests. sd_floor: least standard deviation of items that effects are divided by.
+    """
 
     confidence: float = 0.95
     alpha: float = 0.05
+    estimand: str = "new-items"
+    smallest: float = 0.05
+    sd_floor: float = 0.05
+    gates: Gates = field(default_factory=Gates)
 
 
 @dataclass
@@ -226,6 +258,7 @@ class Config:
     models, traits, trained, evaluated, regimes, protocols, contexts, seeds, controls: the lists that span the matrix.
     variants: further rows, each trained on another training set of a trait's bank: `honesty.b`, `honesty.easy`.
     columns: further columns, one each, beside those of evaluated x protocols x contexts: `formality.rule.id`.
+    probes: what tells whether each finetune is sound, and is no column of the matrix: `neutral`, `capability`.
     store: folder of the objects; may be shared by people and machines.
     model, trait, regime, variant, seed: the finetune of a stage (no regime: the base model).
     evaluations: of `evaluate`, names like `honesty.contrast.id`; all of the experiment's by default.
@@ -245,6 +278,7 @@ class Config:
     seeds: list[int] = MISSING
     variants: list[str] = field(default_factory=list[str])
     columns: list[str] = field(default_factory=list[str])
+    probes: list[str] = field(default_factory=list[str])
     controls: Controls = field(default_factory=Controls)
     data: Data = field(default_factory=Data)
     training: Training = field(default_factory=Training)

@@ -24,9 +24,11 @@ VERSIONS: dict[str, int] = {
     "choice": 3,
     "generation": 1,
     "rule": 1,
-    "matrix": 1,
-    "statistics": 1,
-    "figures": 1,
+    "items": 1,
+    "gates": 1,
+    "matrix": 2,
+    "statistics": 2,
+    "figures": 2,
 }
 """Version of each stage (and of each protocol of `evaluate`): raise it when the meaning of the code changes, so that
 what the old code made is no longer taken for what the new code would make."""
@@ -54,7 +56,9 @@ def identity(config: object) -> dict[str, Any]:
     for item in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
         later = item.metadata.get("later", False) and value == _default(item)
-        if value not in ("auto", None) and not later:
+        if dataclasses.is_dataclass(value):
+            values[item.name] = identity(value)
+        elif value not in ("auto", None) and not later:
             values[item.name] = value
     return values
 

@@ -16,6 +16,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "training.method": ("lora", "full"),
     "training.schedule": ("linear", "cosine", "constant"),
     "training.dtype": DTYPES,
+    "analysis.estimand": ("new-items", "fixed-items"),
     "engine.name": ("transformers",),
     "engine.dtype": DTYPES,
     "execution.device": DEVICES,
@@ -40,6 +41,15 @@ INTERVALS: Mapping[str, tuple[str, float, float, str]] = {
     "training.warmup": ("[", 0, 1, "]"),
     "analysis.confidence": ("(", 0, 1, ")"),
     "analysis.alpha": ("(", 0, 1, ")"),
+    "analysis.smallest": ("(", 0, math.inf, ")"),
+    "analysis.sd_floor": ("(", 0, math.inf, ")"),
+    "analysis.gates.level": ("(", 0.5, 1, ")"),
+    "analysis.gates.floor": ("[", 0, math.inf, ")"),
+    "analysis.gates.worth": ("(", 0, math.inf, ")"),
+    "analysis.gates.answers": ("[", 0, 1, "]"),
+    "analysis.gates.collapse": ("[", 0, 1, "]"),
+    "analysis.gates.perplexity": ("(", 1, math.inf, ")"),
+    "analysis.gates.loss": ("[", 0, 1, "]"),
     "style.width": ("(", 0, math.inf, ")"),
     "style.height": ("(", 0, math.inf, ")"),
     "style.scale": ("(", 0, math.inf, ")"),
@@ -109,6 +119,9 @@ def check_lists(config: Config) -> None:
         if getattr(config, key) or not more:
             check_list(key, getattr(config, key))
     _check_columns(config.columns)
+    check_unique("probes", config.probes)
+    if config.data.probe_items is not None and config.data.probe_items < 1:
+        raise InputError(f"data.probe_items={config.data.probe_items}: expected at least 1")
     check_unique("variants", config.variants)
     for name in config.variants:
         trait, _, variant = name.rpartition(".")

@@ -15,6 +15,9 @@ from propgen.digest import SHORT, VERSIONS, cell_digest, digest, responses_diges
 BASE = "base"
 """The treatment that is none: the base model itself."""
 
+PROBE = "probe"
+"""The context of evaluations that are no columns of the matrix: they tell whether a finetune is sound."""
+
 GENERATING = ("rule",)
 """Kinds of protocol that score what a model answers, each with its scorer in `propgen.rule`."""
 
@@ -183,11 +186,21 @@ class Plan:
         return next(treatment for treatment in self.treatments if treatment.name == name)
 
     @cached_property
-    def matrix_digest(self) -> str:
-        """What determines the tables: the cells, how they are laid out, and the plan of analysis."""
+    def items_digest(self) -> str:
+        """What determines the table of items: the cells, and how they are laid out."""
         rows = [(s.name, s.digest, asdict(self.treatment(s.treatment))) for s in self.subjects]
         columns = [(e.name, e.digest) for e in self.evaluations]
-        return digest([VERSIONS["matrix"], self.name, self.control, self.analysis, rows, columns])
+        return digest([VERSIONS["items"], self.name, self.control, rows, columns])
+
+    @cached_property
+    def gates_digest(self) -> str:
+        """What determines the gates: the items, and the limits."""
+        return digest([VERSIONS["gates"], self.items_digest, self.analysis.get("gates")])
+
+    @cached_property
+    def matrix_digest(self) -> str:
+        """What determines the matrix: the items, the gates, and the plan of analysis."""
+        return digest([VERSIONS["matrix"], self.gates_digest, self.analysis])
 
     @cached_property
     def statistics_digest(self) -> str:
@@ -198,13 +211,18 @@ class Plan:
     def figures_digest(self) -> str:
         """What determines the figures: the tables, the protocols' words, and the style."""
         words = [(e.unit, e.label) for e in self.evaluations]
-        return digest([VERSIONS["figures"], self.matrix_digest, self.style, words])
+        return digest([VERSIONS["figures"], self.statistics_digest, self.style, words])
+
+    @property
+    def columns(self) -> tuple[Evaluation, ...]:
+        """The matrix's columns: all evaluations but the probes."""
+        return tuple(evaluation for evaluation in self.evaluations if evaluation.context != PROBE)
 
     @property
     def panels(self) -> list[tuple[str, str, str, str]]:
         """Figure name, model, protocol and context of each heatmap; the first one is plainly `heatmap`."""
         models = dict.fromkeys(subject.model for subject in self.subjects)
-        views = list(dict.fromkeys((e.protocol, e.context) for e in self.evaluations))
+        views = list(dict.fromkeys((e.protocol, e.context) for e in self.columns))
         found = [(model, *view) for model in models for view in views]
         return [("heatmap" if i == 0 else f"heatmap-{'-'.join(panel)}", *panel) for i, panel in enumerate(found)]
 

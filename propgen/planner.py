@@ -14,7 +14,7 @@ from propgen.config import Config, Finetuned, Generation, Model, Protocol, Regim
 from propgen.digest import SHORT, Spec, digest, identity
 from propgen.errors import InputError, nearest
 from propgen.limits import check_generation, check_list, check_lists, check_seed, check_unique
-from propgen.plan import BASE, GENERATING, PROTOCOLS, Artifact, Evaluation, Plan, Subject, Treatment
+from propgen.plan import BASE, GENERATING, PROBE, PROTOCOLS, Artifact, Evaluation, Plan, Subject, Treatment
 from propgen.rule import load_rules
 from propgen.source import Kind, check_source, kind, remembered_content
 
@@ -199,6 +199,7 @@ class Planner:
         if element.kind not in PROTOCOLS:
             known = nearest(element.kind, PROTOCOLS)
             raise InputError(f"conf/protocol/{protocol}.yaml: unknown kind '{element.kind}'; {known}")
+        self._check_probe(trait, protocol, context)
         items = self.items(trait, context, element.kind)
         config = identity(self.config.engine)
         config.pop("name", None)  # engines are interchangeable; which one ran is recorded with each cell
@@ -209,6 +210,16 @@ class Planner:
         return Evaluation(
             name, trait, protocol, context, spec.digest, spec.as_json(), len(items), element.unit, element.label
         )
+
+    def _check_probe(self, trait: str, protocol: str, context: str) -> None:
+        """Raise InputError for a probe where a trait belongs, or the other way round."""
+        probe: bool = self.element("trait", trait).probe
+        if probe and context != PROBE:
+            raise InputError(f"'{trait}' is a probe and no trait; name it in probes, not in evaluated or columns")
+        if not probe and context == PROBE:
+            raise InputError(f"'{trait}' is no probe, and context '{PROBE}' is for these alone; leave it out")
+        if probe and self.element("protocol", protocol).kind in GENERATING:
+            raise InputError(f"'{trait}' is a probe, which protocol '{protocol}' cannot score; use contrast")
 
     def _generation(self, protocol: str, element: Protocol) -> Generation | None:
         """Return the settings of a protocol that generates, checked, and None for others."""
@@ -224,6 +235,8 @@ class Planner:
     def items(self, trait: str, context: str, kind: str = "contrast") -> list[Item]:
         """Return the test items of a trait in a context for a kind of protocol."""
         key = _items_key(context, kind)
+        if context == PROBE:
+            return self.bank(trait).probe(self.config.data.probe_items)
         bank = self.rules(trait) if kind in GENERATING else self.bank(trait)
         return bank.test(context, getattr(self.config.data, key), f"data.{key}")
 
@@ -283,7 +296,7 @@ class Planner:
         """Return trait, protocol and context of the experiment's columns."""
         config = self.config
         product = [(t, p, c) for p in config.protocols for c in config.contexts for t in config.evaluated]
-        return [*product, *_extra_columns(config)]
+        return [*product, *_extra_columns(config), *_probes(config)]
 
     def chosen_evaluations(self) -> list[Evaluation]:
         """Return the columns that the command line names, by default all of the experiment's."""
@@ -303,12 +316,13 @@ class Planner:
         lists = {"evaluated": evaluation.trait, "protocols": evaluation.protocol, "contexts": evaluation.context}
         named = [f"{name}=[{value}]" for name, value in lists.items()]
         engine = [f"engine.{name}={value}" for name, value in identity(self.config.engine).items()]
-        return (*named, "columns=[]", f"data.{key}={evaluation.items}", *engine)
+        return (*named, "columns=[]", "probes=[]", f"data.{key}={evaluation.items}", *engine)
 
     def _compose_lists(self) -> None:
         config = self.config
         regime_names = [*config.controls.regimes, *config.regimes]
         extra = _extra_columns(config)
+        extra += _probes(config)
         protocols = [*config.protocols, *(protocol for _, protocol, _ in extra)]
         self.compose_elements({"model": config.models, "regime": regime_names, "protocol": protocols})
         for name in config.controls.regimes:
@@ -355,9 +369,16 @@ def _extra_columns(config: Config) -> list[tuple[str, str, str]]:
     return [(trait, protocol, context) for trait, protocol, context in parts]
 
 
+def _probes(config: Config) -> list[tuple[str, str, str]]:
+    """Return trait, protocol and context of the experiment's probes."""
+    return [(name, "contrast", PROBE) for name in config.probes]
+
+
 def _items_key(context: str, kind: str) -> str:
     """Return the setting in `data` of how many items a column has."""
     far = context == "far"
+    if context == PROBE:
+        return "probe_items"
     if kind in GENERATING:
         return "rule_far_items" if far else "rule_items"
     return "far_items" if far else "test_items"

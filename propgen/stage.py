@@ -151,31 +151,55 @@ def evaluate(bench: Bench) -> None:
         run(bench.view, subject, missing, Scorer(base, adapter, dtype, device, config.execution), record)
 
 
+def items(bench: Bench) -> None:
+    """Put the experiment's cells into one table."""
+    from propgen.items import collect, write_items
+
+    plan = _planned(bench)
+    _expect(bench.planner.config.digest, plan.items_digest)
+    found = collect(plan, bench.view, partial=bench.planner.config.partial)
+    write_items(_folder(bench, plan) / "items.parquet", found)
+
+
+def gates(bench: Bench) -> None:
+    """Judge from the experiment's items which finetunes are sound."""
+    from propgen.gates import Rules, gates, write
+    from propgen.items import read_items
+
+    plan = _planned(bench)
+    _expect(bench.planner.config.digest, plan.gates_digest)
+    folder = _folder(bench, plan)
+    rules = Rules(**plan.analysis["gates"])
+    write(folder / "statistics", gates(read_items(folder / "items.parquet").rows, plan.control, rules))
+
+
 def matrix(bench: Bench) -> None:
-    """Turn the experiment's cells into its tables."""
-    from propgen.analysis import tabulate, write_tables
+    """Turn the experiment's items into cells and effects."""
+    from propgen.analysis import require_effects, tabulate, write_tables
+    from propgen.items import read_items
+    from propgen.tables import GATES, read_table
 
     plan = _planned(bench)
     _expect(bench.planner.config.digest, plan.matrix_digest)
-    partial = bench.planner.config.partial
-    tables = tabulate(plan, bench.view, partial=partial)
-    if partial and tables.matrix.is_empty():
-        raise PropgenError("too few cells are there to compute an effect, so no tables are written")
-    write_tables(_folder(bench, plan), tables)
+    partial, folder = bench.planner.config.partial, _folder(bench, plan)
+    gated = read_table(folder / "statistics/gates.parquet", GATES)
+    tables = tabulate(plan, read_items(folder / "items.parquet"), gated)
+    if partial:
+        require_effects(tables)
+    write_tables(folder, tables)
     if not partial:
         shutil.rmtree(bench.project.results / plan.name / PARTIAL, ignore_errors=True)
 
 
 def statistics(bench: Bench) -> None:
     """Compute from the experiment's items what holds of its matrix as a whole."""
-    import polars as pl
-
+    from propgen.items import read_items
     from propgen.structure import tabulate, write
 
     plan = _planned(bench)
     _expect(bench.planner.config.digest, plan.statistics_digest)
     folder = _folder(bench, plan)
-    write(folder / "statistics", tabulate(pl.read_parquet(folder / "items.parquet")))
+    write(folder / "statistics", tabulate(read_items(folder / "items.parquet").rows))
 
 
 def figures(bench: Bench) -> None:
@@ -192,6 +216,8 @@ STAGES: dict[str, Callable[[Bench], None]] = {
     "dataset": dataset,
     "finetune": finetune,
     "evaluate": evaluate,
+    "items": items,
+    "gates": gates,
     "matrix": matrix,
     "statistics": statistics,
     "figures": figures,

@@ -76,7 +76,27 @@ MATRIX: Schema = {
     "tau_low": pl.Float64,
     "tau_high": pl.Float64,
     "effect_std": pl.Float64,
+    "p_holm": pl.Float64,
+    "fcr_low": pl.Float64,
+    "fcr_high": pl.Float64,
+    "effect_shrunk": pl.Float64,
+    "p_equivalence": pl.Float64,
+    "verdict": pl.String,
+    "effect_logit": pl.Float64,
+    "p_logit": pl.Float64,
     "gate": pl.String,
+}
+GATES: Schema = {
+    "model": pl.String,
+    "treatment": pl.String,
+    "trained": pl.String,
+    "regime": pl.String,
+    "protocol": pl.String,
+    "gate": pl.String,
+    "verdict": pl.String,
+    **dict.fromkeys(("value", "low", "high", "limit"), pl.Float64),
+    "n_seeds": pl.Int64,
+    "n_items": pl.Int64,
 }
 AGREEMENT: Schema = {
     "model": pl.String,
@@ -196,6 +216,16 @@ def _split(data: bytes) -> tuple[bytes, bytes, bytes]:
 def _digits(before: bytes, after: bytes) -> bytes:
     """Return the checksum of a file: the sha256 of all its bytes but the checksum's own."""
     return hashlib.sha256(before + after).hexdigest().encode()
+
+
+def read_table(path: Path, schema: Schema) -> pl.DataFrame:
+    """Read one of an experiment's tables. Raises PropgenError if it is missing or damaged."""
+    if not path.is_file():
+        raise PropgenError(f"{path} is missing; run the experiment with snakemake to make it")
+    try:
+        return check(pl.read_parquet(path), schema, str(path))
+    except (pl.exceptions.PolarsError, SchemaError) as error:
+        raise PropgenError(f"{path} is damaged; delete it and run the experiment with snakemake again") from error
 
 
 def check(frame: pl.DataFrame, schema: Schema, what: str) -> pl.DataFrame:

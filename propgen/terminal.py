@@ -155,6 +155,7 @@ def show_audit(traits: Sequence[str]) -> None:
     known = project.options("trait")
     planner = Planner(project, compose(project, []))
     planner.compose_elements({"trait": known})
+    known = [trait for trait in known if not planner.element("trait", trait).probe]
     neighbours = {trait: planner.element("trait", trait).neighbours for trait in known}
     for place, names in [
         ("check-bank", traits),

@@ -31,7 +31,8 @@ from propgen.store import LEASE_SECONDS, Store, View
 from propgen.survey import Group, Survey, is_base, survey
 
 STORE = "results/store"
-TABLES = ("cells.parquet", "items.parquet", "matrix.parquet", "matrix.csv")
+TABLES = ("cells.parquet", "matrix.parquet", "matrix.csv", "statistics/matrix-all.parquet")
+GATES = ("statistics/gates.parquet", "statistics/attrition.parquet")
 STATISTICS = ("agreement.parquet", "controls.parquet")
 PASSIVE = frozenset(
     (
@@ -138,6 +139,16 @@ class Work:
         return [f"{STORE}/{item.path}" for item in (*self.survey.needed, *self.survey.missing_cells)]
 
     @property
+    def items(self) -> str:
+        """Return the path of the table of all items."""
+        return f"{self.folder}/items.parquet"
+
+    @property
+    def gates(self) -> list[str]:
+        """Return the paths of the gates' tables."""
+        return [f"{self.folder}/{name}" for name in GATES]
+
+    @property
     def tables(self) -> list[str]:
         """Return the paths of the experiment's tables."""
         return [f"{self.folder}/{name}" for name in TABLES]
@@ -154,7 +165,7 @@ class Work:
         return [f"{self.folder}/figures/{name}.{kind}" for name in names for kind in self.plan.style["formats"]]
 
     def args(self, wildcards: Any, output: Any) -> str:  # noqa: ARG002  # derived from outputs: changes trigger nothing
-        """Return the Hydra overrides of `matrix`, `statistics` and `figures`, which read the pinned plan."""
+        """Return the Hydra overrides of the stages behind the cells, which read the pinned plan."""
         return shlex.join((*self.common, f"plan={self.pin}"))
 
 

@@ -2,6 +2,7 @@
 rule figures:
     input:
         WORK.tables,
+        WORK.statistics,
     output:
         report(WORK.figures, caption="../captions/heatmap.rst", category="Matrix"),
     log:

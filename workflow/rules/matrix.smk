@@ -1,7 +1,8 @@
-# The experiment's tables, from all of its cells.
+# The experiment's cells and effects, from its items and gates.
 rule matrix:
     input:
-        WORK.cells,
+        WORK.items,
+        WORK.gates,
     output:
         WORK.tables,
     log:

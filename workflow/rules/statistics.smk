@@ -1,6 +1,7 @@
-# What holds of the experiment's matrix as a whole, from its items.
+# What holds of the experiment's matrix as a whole, from its items and tables.
 rule statistics:
     input:
+        WORK.items,
         WORK.tables,
     output:
         WORK.statistics,
