@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from propgen import inference
 from propgen.digest import canonical
 from propgen.errors import PropgenError
 from propgen.files import replace
 from propgen.gates import FAILED, reserved, verdicts
-from propgen.inference import Array, Effects
+from propgen.inference import Effects, Terms, effects
 from propgen.items import KEYS, Items
+from propgen.multiplicity import adjusted, equivalence, selected_intervals, shrunken
 from propgen.plan import BASE, PROBE, Plan
+from propgen.scores import Array, Mask
 from propgen.sheet import Sheet, sheets
 from propgen.tables import CELLS, COLUMN, MATRIX, check
+from propgen.transfer import transfer
 
 Frame = pl.DataFrame
-Mask = NDArray[np.bool_]
 Gated = Mapping[tuple[str, str, str], str]
 TRANSFER, TINY, NONE, OPEN = "transfer", "tiny", "no transfer", "inconclusive"
 """Verdicts on a cell: other than 0; other than 0 and yet within the smallest effect of interest; within it; neither."""
@@ -147,12 +147,12 @@ def _in_order(plan: Plan, frame: Frame) -> Frame:
 def estimate(sheet: Sheet, halved: Mask, analysis: Mapping[str, Any]) -> Effects:
     """Return a sheet's effects. halved: treatments whose own effect is that of the half that no gate has seen."""
     level, new = float(analysis["confidence"]), analysis["estimand"] == "new-items"
-    whole = inference.effects(sheet.scores, level, new_items=new)
+    whole = effects(sheet.scores, level, new_items=new)
     if not halved.any():
         return whole
-    half = inference.effects(sheet.families(0).scores, level, new_items=new)
+    half = effects(sheet.families(0).scores, level, new_items=new)
     own = halved[:, None] & (np.arange(len(sheet.traits)) == sheet.own[:, None])
-    terms = inference.Terms(*(np.where(own, h, w) for h, w in zip(half.terms, whole.terms, strict=True)))
+    terms = Terms(*(np.where(own, h, w) for h, w in zip(half.terms, whole.terms, strict=True)))
     parts = (np.where(own, h, w) for h, w in zip(half[:-1], whole[:-1], strict=True))
     return Effects(*parts, terms)  # type: ignore[arg-type]
 
@@ -163,12 +163,10 @@ def _block(sheet: Sheet, halved: Mask, analysis: Mapping[str, Any], kind: str) -
     own = np.arange(len(sheet.traits)) == sheet.own[:, None]
     trained = np.zeros(own.shape, dtype=bool)
     trained[sheet.trained] = True
-    tau = inference.transfer(
-        sheet.scores, found, np.where(trained.any(axis=1), sheet.own, -1), float(analysis["confidence"])
-    )
-    q, holm = (inference.adjusted(np.where(trained & ~own, found.p, np.nan), m) for m in ("bh", "holm"))
-    fcr = inference.selected_intervals(found, q, float(analysis["alpha"]))
-    same = inference.equivalence(found, float(analysis["smallest"]))
+    tau = transfer(sheet.scores, found, np.where(trained.any(axis=1), sheet.own, -1), float(analysis["confidence"]))
+    q, holm = (adjusted(np.where(trained & ~own, found.p, np.nan), m) for m in ("bh", "holm"))
+    fcr = selected_intervals(found, q, float(analysis["alpha"]))
+    same = equivalence(found, float(analysis["smallest"]))
     logit = _on_logits(sheet, halved, analysis) if kind == "choice" else None
     columns: dict[str, Array] = {
         "effect": found.effect,
@@ -188,7 +186,7 @@ def _block(sheet: Sheet, halved: Mask, analysis: Mapping[str, Any], kind: str) -
         "p_holm": holm,
         "fcr_low": fcr[0],
         "fcr_high": fcr[1],
-        "effect_shrunk": inference.shrunken(found.effect, found.se, trained & ~own),
+        "effect_shrunk": shrunken(found.effect, found.se, trained & ~own),
         "p_equivalence": same,
         "effect_logit": np.full(own.shape, np.nan) if logit is None else logit.effect,
         "p_logit": np.full(own.shape, np.nan) if logit is None else logit.p,
@@ -213,13 +211,17 @@ def _verdicts(p: Array, same: Array, alpha: float) -> list[list[str | None]]:
 
 
 def _frame(sheet: Sheet, columns: Mapping[str, Array], verdict: list[list[str | None]]) -> Frame:
-    """Return one row per treatment that is compared with something, and column."""
+    """Return one row per column and treatment that is compared with something; none where no cell is there."""
     rows: list[dict[str, Any]] = []
+    asked = sheet.scores.members @ sheet.asked
     for i, identity in enumerate(sheet.rows):
-        if sheet.scores.reference[i] < 0:
+        against = int(sheet.scores.reference[i])
+        if against < 0:
             continue
-        about = {**identity, "reference": sheet.scores.treatments[sheet.scores.reference[i]]}
+        about = {**identity, "reference": sheet.scores.treatments[against]}
         for j, trait in enumerate(sheet.traits):
+            if not (asked[i, j] and asked[against, j]):
+                continue
             names = dict(zip(COLUMN, (trait, sheet.protocol, sheet.context, sheet.scores.columns[j]), strict=True))
             numbers = {k: _number(v[i, j], MATRIX[k]) for k, v in columns.items()}
             rows.append({**about, **names, **numbers, "verdict": verdict[i][j], "gate": None})

@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "status", "the matrix in the terminal: which cells are there", _status)
     for name, text in STAGES.items():
         _add(commands, name, text, _stage).set_defaults(stage=name)
+    _add(commands, "power", "the smallest effects that numbers of seeds, controls and items can find", _power)
+    text = "try the analysis on tables whose truth is known: coverage, false discoveries, power, gates, rank"
+    simulate = commands.add_parser("simulate", help=text, description=text)
+    simulate.add_argument("--repetitions", type=int, metavar="N", help="of each design; by default what fits in 5 min")
+    simulate.add_argument("--json", action="store_true", help="a list of designs with their rates")
+    simulate.set_defaults(run=_simulate)
     text = "measure the traits' banks: near-duplicates, length, words that tell a pole"
     audit = commands.add_parser("check-bank", help=text, description=text)
     audit.add_argument("traits", nargs="*", metavar="TRAIT", help="by default all of conf/trait/")
@@ -128,6 +134,20 @@ def _status(arguments: argparse.Namespace) -> None:
     from propgen.terminal import show_status
 
     show_status(arguments.overrides)
+
+
+def _power(arguments: argparse.Namespace) -> None:
+    from propgen.terminal import show_power
+
+    show_power(arguments.overrides)
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from propgen.terminal import show_simulation
+
+    if arguments.repetitions is not None and arguments.repetitions < 1:
+        raise InputError(f"--repetitions {arguments.repetitions}: expected at least 1")
+    show_simulation(arguments.repetitions, as_json=arguments.json)
 
 
 def _check_bank(arguments: argparse.Namespace) -> None:

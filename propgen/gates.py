@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from scipy import stats
 
 from propgen.files import replace
-from propgen.inference import Array, Effects, effects, means
+from propgen.inference import Effects, effects
 from propgen.plan import PROBE
+from propgen.scores import Array, Mask, means
 from propgen.sheet import Sheet, sheets
 from propgen.tables import GATES, check
 
@@ -106,7 +106,7 @@ def below(bound: Bound) -> str:
 # -- took ----------------------------------------------------------------------------------------------------------
 
 
-def reserved(sheet: Sheet, keys: Iterable[Key]) -> NDArray[np.bool_]:
+def reserved(sheet: Sheet, keys: Iterable[Key]) -> Mask:
     """Return which treatments' own effect is judged on a reserved half of this sheet's families.
 
     It is judged in one context: that of its training set's name (`easy`), else `id`, else the first one. keys: of all
@@ -181,9 +181,8 @@ def _answers(views: list[Sheet], rules: Rules) -> list[Row]:
 def _counts(sheet: Sheet) -> Array:
     """Return how many items each treatment's subjects scored and were asked, 2 x treatments."""
     scored = np.stack([np.isfinite(values).sum(axis=1) for values in sheet.scores.values]).sum(axis=0)
-    asked = sum(values.shape[1] for values in sheet.scores.values)
     members = sheet.scores.members
-    return np.stack([members @ scored.astype(float), members.sum(axis=1) * asked])
+    return np.stack([members @ scored.astype(float), members @ sheet.asked.sum(axis=1).astype(float)])
 
 
 def _intact(views: list[Sheet], rules: Rules) -> list[Row]:

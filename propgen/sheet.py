@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from propgen.inference import Array, Index, Scores
 from propgen.plan import BASE
+from propgen.scores import Array, Index, Scores
 from propgen.tables import IDENTITY
 
 VIEW = ("model", "protocol", "context")
@@ -22,7 +22,8 @@ class Sheet:
     """What a base model's finetunes scored under one protocol in one context.
 
     rows: each treatment's identity (the columns of `tables.IDENTITY`). seeds: of each subject, -1 for the base model.
-    traits: of each column. own: column of each treatment's own trait, -1 for none.
+    traits: of each column. own: column of each treatment's own trait, -1 for none. asked: how many items each subject
+    was asked, subjects x columns; 0 where a cell is missing.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Sheet:
     seeds: Index
     traits: tuple[str, ...]
     own: Index
+    asked: Index
     scores: Scores
 
     @property
@@ -87,15 +89,16 @@ def _sheet(part: pl.DataFrame, control: str) -> Sheet:
         treatments,
         tuple(str(key[0]) for key in columns),
         np.array([places[name] for name in subjects["treatment"]], dtype=np.intp),
-        tuple(values for values, _ in filled),
-        tuple(families for _, families in filled),
+        tuple(values for values, _, _ in filled),
+        tuple(families for _, families, _ in filled),
         np.array([_reference(row, control, places) for row in rows], dtype=np.intp),
         np.array([name == BASE for name in treatments]),
     )
     own = np.array([traits.index(row["trained"]) if row["trained"] in traits else -1 for row in rows], dtype=np.intp)
+    asked = np.column_stack([count for _, _, count in filled])
     seeds = subjects["seed"].fill_null(-1).to_numpy().astype(np.intp)
     model, protocol, context = (str(part[name][0]) for name in VIEW)
-    return Sheet(model, protocol, context, tuple(rows), seeds, traits, own, scores)
+    return Sheet(model, protocol, context, tuple(rows), seeds, traits, own, asked, scores)
 
 
 def _reference(row: dict[str, Any], control: str, places: dict[str, int]) -> int:
@@ -105,11 +108,15 @@ def _reference(row: dict[str, Any], control: str, places: dict[str, int]) -> int
     return places.get(BASE if row["trained"] is None else control, -1)
 
 
-def _column(column: pl.DataFrame, subjects: int) -> tuple[Array, Index]:
-    """Return one evaluation's scores, subjects x items, and the items' families, numbered in order of their names."""
+def _column(column: pl.DataFrame, subjects: int) -> tuple[Array, Index, Index]:
+    """Return an evaluation's scores (subjects x items), the items' families, and how many items each was asked.
+
+    Families are numbered in order of their names.
+    """
     items = column.select("item", "family").unique("item", keep="first", maintain_order=True).with_row_index("k")
     joined = column.join(items.select("item", "k"), on="item", maintain_order="left")
     values = np.full((subjects, items.height), np.nan)
     scores = joined["score"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     values[joined[_PLACE].to_numpy(), joined["k"].to_numpy()] = scores
-    return values, (items["family"].rank("dense") - 1).to_numpy().astype(np.intp)
+    asked = np.bincount(joined[_PLACE].to_numpy(), minlength=subjects).astype(np.intp)
+    return values, (items["family"].rank("dense") - 1).to_numpy().astype(np.intp), asked

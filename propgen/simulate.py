@@ -14,8 +14,10 @@ from propgen import inference
 from propgen.config import Gates
 from propgen.factors import rank
 from propgen.gates import FAILED, Rules, judge
-from propgen.inference import Array, Effects
-from propgen.power import Design, assumed, smallest
+from propgen.inference import Effects
+from propgen.multiplicity import adjusted
+from propgen.power import DEFAULTS, Design, smallest
+from propgen.scores import Array, Mask
 from propgen.sheet import Sheet
 from propgen.simulator import World, draw
 
@@ -31,6 +33,8 @@ LEVEL, ALPHA = 0.95, 0.05
 RULES = Rules(**{**vars(Gates()), "worth": 12.0})
 """The gates' defaults, in points."""
 COLLAPSED = 0.9
+SECONDS = 300.0
+"""How long a run takes that is not told how many repetitions to make."""
 PLANTED = 1
 """Rank of the worlds in which a structure is looked for."""
 
@@ -95,7 +99,7 @@ def repeat(design: Design, name: str, tally: Tally, dice: np.random.Generator) -
     cells = ~np.eye(world.traits, dtype=bool)
     tally.covered.setdefault(name, []).append(_covered(found, truth, cells))
     p = np.where(cells, found.p[2:], np.nan)
-    tally.false.append(bool((inference.adjusted(p, "bh") <= ALPHA).any()))
+    tally.false.append(bool((adjusted(p, "bh") <= ALPHA).any()))
     if name == "plain":
         tally.found.append(_power(found, design, cells))
     _judge(sheet, tally, draw(replace(world, collapsed=COLLAPSED), dice)[0])
@@ -103,19 +107,18 @@ def repeat(design: Design, name: str, tally: Tally, dice: np.random.Generator) -
     tally.ranked.append(_rank(planted, dice) == PLANTED)
 
 
-def _covered(found: Effects, truth: Array, cells: Array) -> float:
+def _covered(found: Effects, truth: Array, cells: Mask) -> float:
     inside = (found.low[2:] <= truth) & (truth <= found.high[2:])
     return float(inside[cells & np.isfinite(found.low[2:])].mean())
 
 
-def _power(found: Effects, design: Design, cells: Array) -> float:
+def _power(found: Effects, design: Design, cells: Mask) -> float:
     """Return how often an effect of the size that `power` calls detectable is found: it only shifts the estimates."""
-    size = smallest(assumed(design.treated, design.controls), design)
+    size = smallest(DEFAULTS, design)
     if size is None:
         return inference.POWER  # no test was promised, and none is made
     t = (found.effect + size)[2:] / found.se[2:]
-    critical = inference.critical(found.test_df[2:], ALPHA)
-    return float((np.abs(t) > critical)[cells].mean())
+    return float((np.abs(t) > inference.critical(found.test_df[2:], ALPHA))[cells].mean())
 
 
 def _judge(healthy: Sheet, tally: Tally, collapsed: Sheet) -> None:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from propgen.inference import Array, Scores
 from propgen.plan import BASE
+from propgen.scores import Array, Index, Scores
 from propgen.sheet import Sheet
 
 CONTROL = "control"
@@ -70,7 +69,8 @@ def draw(world: World, dice: np.random.Generator) -> tuple[Sheet, Array]:
     )
     rows = (_row(BASE, BASE, None), _row(CONTROL, CONTROL, None), *(_row(t, "demonstration", t) for t in names))
     own = np.array([-1, -1, *range(n)], dtype=np.intp)
-    return Sheet("simulated", "choice", "id", rows, _seeds(world), names, own, scores), truth
+    asked = world.items * np.isfinite(scores.means).astype(np.intp)
+    return Sheet("simulated", "choice", "id", rows, _seeds(world), names, own, asked, scores), truth
 
 
 def _row(treatment: str, regime: str, trained: str | None) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _row(treatment: str, regime: str, trained: str | None) -> dict[str, Any]:
     return about | {"variant": None, "dose": None}
 
 
-def _seeds(world: World) -> NDArray[np.intp]:
+def _seeds(world: World) -> Index:
     treated = np.tile(np.arange(world.treated), world.traits)
     return np.concatenate([[-1], np.arange(world.controls), treated]).astype(np.intp)
 
@@ -93,7 +93,7 @@ def _truth(world: World, dice: np.random.Generator) -> Array:
     return found
 
 
-def _column(world: World, effects: Array, arm: NDArray[np.intp], column: int, dice: np.random.Generator) -> Array:
+def _column(world: World, effects: Array, arm: Index, column: int, dice: np.random.Generator) -> Array:
     """Return one column's scores, subjects x items."""
     subjects, items = len(arm), world.items
     moved = np.concatenate([np.zeros((2, items)), _noise(world, world.interaction, (world.traits, items), dice)])

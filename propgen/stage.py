@@ -194,12 +194,14 @@ def matrix(bench: Bench) -> None:
 def statistics(bench: Bench) -> None:
     """Compute from the experiment's items what holds of its matrix as a whole."""
     from propgen.items import read_items
-    from propgen.structure import tabulate, write
+    from propgen.statistics import tabulate, write
+    from propgen.tables import GATES, read_table
 
     plan = _planned(bench)
     _expect(bench.planner.config.digest, plan.statistics_digest)
     folder = _folder(bench, plan)
-    write(folder / "statistics", tabulate(read_items(folder / "items.parquet").rows))
+    gated = read_table(folder / "statistics/gates.parquet", GATES)
+    write(folder / "statistics", tabulate(plan, read_items(folder / "items.parquet").rows, gated))
 
 
 def figures(bench: Bench) -> None:

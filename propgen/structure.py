@@ -12,17 +12,15 @@ bootstrap; Owen 2007), which treats the traits as a sample of traits and is cons
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from propgen import inference
-from propgen.files import replace
+from propgen.scores import means as mean_of
 from propgen.tables import AGREEMENT, CONTROLS, check
 
 Array = NDArray[np.float64]
@@ -175,7 +173,7 @@ def spearman_brown(r: Array, factor: float) -> Array:
 
 
 def _control_row(key: Sequence[str], grid: Grid, neutral: Grid, place: int) -> dict[str, object]:
-    treated = np.where(grid.own, np.nan, inference.means(grid.means, axis=0))
+    treated = np.where(grid.own, np.nan, mean_of(grid.means, axis=0))
     seeds = neutral.means[:, place]
     seeds = seeds[np.isfinite(seeds).any(axis=1)]
     found = [_shift(treated, seeds.mean(axis=0), np.ones(treated.shape))]
@@ -199,15 +197,3 @@ def _shift(treated: Array, control: Array, weights: Array) -> tuple[float, float
         return float("nan"), float("nan")
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     return float(sums.sum() / counts.sum()), float(np.sqrt(np.average(means**2, weights=counts)))
-
-
-def tabulate(items: pl.DataFrame) -> Mapping[str, pl.DataFrame]:
-    """Return every table of statistics by name."""
-    return {"agreement": agreement(items), "controls": controls(items)}
-
-
-def write(folder: Path, tables: Mapping[str, pl.DataFrame]) -> None:
-    """Write tables of statistics, each replaced in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, frame in tables.items():
-        replace(folder / f"{name}.parquet", frame.write_parquet)

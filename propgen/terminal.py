@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+import polars as pl
 from rich import box
 from rich.columns import Columns
 from rich.console import Console
@@ -18,8 +19,9 @@ from rich.table import Table
 
 from propgen.compose import Composition, compose, find_project
 from propgen.errors import InputError, PropgenError, nearest
-from propgen.plan import Cell, Evaluation, Plan, Responses, Subject
+from propgen.plan import PROBE, Cell, Evaluation, Plan, Responses, Subject
 from propgen.planner import Planner
+from propgen.sheet import VIEW
 from propgen.store import RESPONSES, Store, View
 from propgen.survey import Survey, is_base, reason, survey
 from propgen.workflow import open_view
@@ -43,6 +45,25 @@ AUDITED = (
     "own: AUC of a bag of words learnt on training items, tried on test items.\n"
     "others: of bags of words learnt on each other trait that is no declared neighbour, and whose tells most."
 )
+
+
+POWERS_READ = (
+    "Smallest effect, in the score's unit, that a test at alpha finds with 80 % power; in brackets, in a search among "
+    "all off-diagonal cells (Bonferroni)."
+)
+SIMULATED = {
+    "treated": "seeds",
+    "controls": "controls",
+    "items": "items",
+    "repetitions": "tables",
+    "coverage": "coverage",
+    "false_discovery": "false discoveries",
+    "power_error": "power error",
+    "gate_hits": "collapsed gated",
+    "gate_false": "healthy gated",
+    "rank_hits": "rank found",
+}
+SIMULATED_READ = "Shares of 1; power error: percentage points between found and promised power."
 
 
 @dataclass(frozen=True)
@@ -142,6 +163,62 @@ def _seconds(cell: Cell, store: Store) -> float:
         return 0.0
     settings = asked["config"]
     return items * settings["samples"] * settings["max_tokens"] / GENERATED_TOKENS_PER_SECOND
+
+
+def show_power(overrides: Sequence[str]) -> None:
+    """Print the smallest effects that designs find, from a finished experiment's items or from stated defaults."""
+    from propgen import power
+    from propgen.items import read_items
+    from propgen.sheet import sheets
+
+    planner, plan, _, _ = _look(overrides)
+    path, alpha = planner.project.results / plan.name / "items.parquet", float(plan.analysis["alpha"])
+    console = Console()
+    if path.is_file():
+        rows = read_items(path).rows.filter(pl.col("context") != PROBE)
+        found = power.tabulate(sheets(rows, plan.control).values(), alpha)
+        console.print(f"From the seeds and items of {path.relative_to(planner.project.root)}.")
+    else:
+        cells = len(plan.columns) * sum(t.trained is not None for t in plan.treatments)
+        assumed: dict[str, str] = dict(zip(VIEW, ("any model", "any protocol", "any context"), strict=True))
+        found = power.table(assumed, power.DEFAULTS, cells, alpha)
+        console.print(
+            "Nothing is measured yet: standard deviations of 3 points between seeds, 10 of items, 12 of noise."
+        )
+    for view, part in found.group_by(VIEW, maintain_order=True):
+        console.print(_power_table(" · ".join(map(str, view)), part))
+    console.print(POWERS_READ, highlight=False, soft_wrap=True)
+
+
+def _power_table(title: str, part: pl.DataFrame) -> Table:
+    first = part.row(0, named=True)
+    deviations = ", ".join(f"{name} {first[name]:.3g}" for name in ("seed", "control", "interaction", "residual"))
+    items = sorted(part["n_items"].unique())
+    table = Table(title=f"{title}  ({deviations})", box=box.SIMPLE_HEAD)
+    for heading in ("seeds", "controls", *(f"{n} items" for n in items)):
+        table.add_column(heading, justify="right")
+    for (seeds, controls), rows in part.group_by("n_seeds", "n_controls", maintain_order=True):
+        found = {r["n_items"]: (r["mde"], r["mde_corrected"]) for r in rows.iter_rows(named=True)}
+        cells = ["no test" if None in found[n] else f"{found[n][0]:.2g} ({found[n][1]:.2g})" for n in items]
+        table.add_row(str(seeds), str(controls), *cells)
+    return table
+
+
+def show_simulation(repetitions: int | None, *, as_json: bool) -> None:
+    """Print how often the analysis is right in designs whose truth is known."""
+    from propgen.simulate import SECONDS, simulate
+
+    found = simulate(repetitions, SECONDS)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in SIMULATED.values():
+        table.add_column(heading, justify="right")
+    for row in found:
+        table.add_row(*("" if row[key] is None else f"{row[key]:g}" for key in SIMULATED))
+    Console().print(table)
+    print(SIMULATED_READ)
 
 
 def show_audit(traits: Sequence[str]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -14,8 +15,11 @@ import polars as pl
 import yaml
 from scipy.stats import norm
 
-from propgen.config import Generation
-from propgen.digest import Spec
+from propgen.analysis import Tables, tabulate
+from propgen.config import Analysis, Gates, Generation
+from propgen.digest import Spec, identity
+from propgen.gates import Rules, gates
+from propgen.items import Items, collect
 from propgen.plan import BASE, Artifact, Cell, Evaluation, Plan, Subject, Treatment
 from propgen.store import CELL, Store, View
 from propgen.tables import MATRIX, write_cell
@@ -65,7 +69,7 @@ def make_plan(
         adapters=tuple(adapters),
         subjects=tuple(subjects),
         evaluations=tuple(_evaluation(*column, items) for column in columns),
-        analysis={"confidence": 0.95, "alpha": 0.05},
+        analysis=identity(Analysis()),
         style={"formats": ["png", "svg", "pdf"]},
         control=controls[0],
     )
@@ -88,6 +92,26 @@ def fill(plan: Plan, view: View, score: Score, leave_out: Collection[str] = (), 
     for cell in plan.cells:
         if cell.digest not in leave_out:
             make_cell(view, cell, score, dtype)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the stages behind the cells make of an experiment."""
+
+    items: pl.DataFrame
+    gates: pl.DataFrame
+    cells: pl.DataFrame
+    matrix: pl.DataFrame
+    everything: pl.DataFrame
+    about: dict[str, Any]
+
+
+def results(plan: Plan, view: View, *, partial: bool = False) -> Results:
+    """Return an experiment's tables, one stage after the other."""
+    items: Items = collect(plan, view, partial=partial)
+    judged = gates(items.rows, plan.control, Rules(**vars(Gates())))
+    tables: Tables = tabulate(plan, items, judged)
+    return Results(items.rows, judged, tables.cells, tables.matrix, tables.everything, tables.about)
 
 
 def make_cell(view: View, cell: Cell, score: Score, dtype: str = "float32") -> None:

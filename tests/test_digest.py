@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from propgen.config import Analysis, Engine, Generation, Model, Style, Training
+from propgen.config import Analysis, Engine, Gates, Generation, Model, Style, Training
 from propgen.digest import VERSIONS, Spec, canonical, cell_digest, differences, digest, identity, responses_digest
 
 A, B = "a" * 64, "b" * 64
@@ -68,8 +68,8 @@ def test_golden_digest_of_responses() -> None:
 
 
 def test_every_stage_has_a_golden_digest() -> None:
-    """A new stage or protocol gets one; matrix, statistics and figures hash the plan and have theirs in it."""
-    assert {*SPECS, "matrix", "statistics", "figures"} == set(VERSIONS)
+    """A new stage or protocol gets one; the stages behind the cells hash the plan and have theirs in it."""
+    assert {*SPECS, "items", "gates", "matrix", "statistics", "figures"} == set(VERSIONS)
 
 
 def test_canonical_json_is_sorted_dense_and_utf8() -> None:
@@ -167,5 +167,8 @@ def test_equal_specs_do_not_differ() -> None:
 
 
 def test_the_plan_of_analysis_is_in_its_identity() -> None:
-    """Level and alpha determine the tables."""
-    assert identity(Analysis()) == {"confidence": 0.95, "alpha": 0.05}
+    """Levels, estimand and floors determine the tables; what is nested counts like the rest."""
+    found = identity(Analysis())
+    assert (found["confidence"], found["alpha"], found["estimand"]) == (0.95, 0.05, "new-items")
+    assert found["gates"] == identity(Gates())
+    assert identity(Analysis(gates=Gates(level=0.9))) != found

@@ -3,31 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from synthetic import make_plan
 
-from propgen import inference
-from propgen.inference import Arm, Effect, detectable, effect, false_discovery, family_variance, fieller, transfer
-from propgen.plan import BASE, Cell
+from propgen import inference, moderation, multiplicity
+from propgen import transfer as transfers
+from propgen.multiplicity import adjusted
+from propgen.scores import Scores, means
+from propgen.scores import seeds as seeds_of
 
 pytestmark = pytest.mark.filterwarnings("error")
-PLAN = make_plan(("honesty", "formality"))
-SUBJECTS = {subject.treatment: subject for subject in PLAN.subjects}
-TREATED, CONTROL = "honesty-demonstration", "control-shuffled"
 NAN = float("nan")
+BASE = "base"
 
 
-def arm(scores: ArrayLike, treatment: str = TREATED, families: Sequence[str] | None = None, column: int = 0) -> Arm:
+@dataclass(frozen=True)
+class Arm:
+    """Seeds x items, and the items' families. fixed: it is the base model."""
+
+    scores: NDArray[np.float64]
+    families: Sequence[str]
+    fixed: bool = False
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        return means(self.scores, axis=1)
+
+    @property
+    def item_means(self) -> NDArray[np.float64]:
+        return means(self.scores, axis=0)
+
+
+class Effect(NamedTuple):
+    """One cell of `Effects`, None where it is NaN."""
+
+    effect: float | None
+    se: float | None
+    ci_low: float | None
+    ci_high: float | None
+    p: float | None
+    mde: float | None
+
+
+def arm(scores: ArrayLike, kind: str = "", families: Sequence[str] | None = None) -> Arm:
     """Return an arm of seeds x items; without families every item is its own."""
     values = np.atleast_2d(np.asarray(scores, dtype=float))
-    cell = Cell(SUBJECTS[treatment], PLAN.evaluations[column])
-    return Arm(cell, tuple(range(len(values))), values, families or [f"f{i}" for i in range(values.shape[1])])
+    return Arm(values, families or [f"f{i}" for i in range(values.shape[1])], kind == BASE)
+
+
+def table(*columns: tuple[Arm, Arm]) -> Scores:
+    """Return scores of two treatments, the second of which is the reference, with a column for each pair of arms."""
+    treated, control = columns[0]
+    places = np.repeat([0, 1], [len(treated.scores), len(control.scores)])
+    families = tuple(np.unique(list(pair[0].families), return_inverse=True)[1] for pair in columns)
+    values = tuple(np.vstack([one.scores, other.scores]) for one, other in columns)
+    names = tuple(f"c{j}" for j in range(len(columns)))
+    fixed = np.array([treated.fixed, control.fixed])
+    return Scores(("treated", "control"), names, places, values, families, np.array([1, -1]), fixed)
+
+
+def none(value: float) -> float | None:
+    """Return None for NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def effect(treated: Arm, control: Arm, level: float) -> Effect:
+    """Return the one cell of a table of two arms: nothing to moderate with."""
+    found = inference.effects(table((treated, control)), level)
+    return Effect(*(none(part[0, 0]) for part in (found.effect, found.se, found.low, found.high, found.p, found.mde)))
+
+
+def family_variance(treated: Arm, control: Arm) -> tuple[float, float]:
+    """Return the item term and its degrees of freedom."""
+    variance, df = inference.item_terms(table((treated, control)))
+    return float(variance[0, 0]), float(df[0, 0])
+
+
+def transfer(over: tuple[Arm, Arm], own: tuple[Arm, Arm]) -> tuple[float | None, ...]:
+    """Return tau and its confidence set, of the first column by the second one."""
+    scores = table(over, own)
+    found = transfers.transfer(scores, inference.effects(scores, 0.95), np.array([1, -1]), 0.95)
+    return tuple(none(part[0, 0]) for part in found)
+
+
+def fieller(over: float, under: float, v_over: float, v_under: float, shared: float, df: float) -> tuple[float, float]:
+    """Return one confidence set."""
+    parts = (np.array([[value]]) for value in (over, under, v_over, v_under, shared, df))
+    low, high = transfers.fieller(*parts, 0.95)
+    return float(low[0, 0]), float(high[0, 0])
+
+
+def detectable(df: float, test_df: float) -> float:
+    """Return one detectable size."""
+    return float(inference.detectable(np.array(df), np.array(test_df)))
 
 
 def random_arms(seeds: int, controls: int, items: int, seed: int = 0, shift: float = 1.0) -> tuple[Arm, Arm]:
@@ -35,7 +109,7 @@ def random_arms(seeds: int, controls: int, items: int, seed: int = 0, shift: flo
     dice = np.random.default_rng(seed)
     shared = dice.normal(size=items)
     treated = shared + shift + dice.normal(size=(seeds, 1)) + dice.normal(size=(seeds, items))
-    return arm(treated), arm(shared + dice.normal(size=(controls, 1)) + dice.normal(size=(controls, items)), CONTROL)
+    return arm(treated), arm(shared + dice.normal(size=(controls, 1)) + dice.normal(size=(controls, items)))
 
 
 # -- the variance --------------------------------------------------------------------------------------------------
@@ -45,7 +119,7 @@ def test_variance_by_hand_with_unequal_families() -> None:
     """Two families of three and one items: seed terms plus Cochran's ratio estimator, in numbers worked out by hand."""
     families = ["a", "a", "a", "b"]
     treated = arm([[1, 2, 3, 6], [3, 4, 5, 8]], families=families)  # seed means 3 and 5
-    control = arm([[0, 0, 0, 0], [1, 1, 1, 1]], CONTROL, families)  # seed means 0 and 1
+    control = arm([[0, 0, 0, 0], [1, 1, 1, 1]], "", families)  # seed means 0 and 1
     # Gaps of items, averaged over seeds: 1.5 2.5 3.5 6.5; mean 3.5. Families: 2.5 (weight 3/4) and 6.5 (weight 1/4).
     between = 2 / 1 * ((0.75 * -1) ** 2 + (0.25 * 3) ** 2)
     seeds = 2 / 2 + 0.5 / 2
@@ -60,7 +134,7 @@ def test_equal_families_give_the_variance_of_family_means(size: int) -> None:
     """With families of one size the family term is S2 / F, the plain variance of the mean of family means."""
     dice = np.random.default_rng(1)
     families = [f"f{i // size}" for i in range(24)]
-    treated, control = arm(dice.normal(size=(2, 24)), families=families), arm(np.zeros((2, 24)), CONTROL, families)
+    treated, control = arm(dice.normal(size=(2, 24)), families=families), arm(np.zeros((2, 24)), "", families)
     means = treated.scores.mean(axis=0).reshape(-1, size).mean(axis=1)
     assert family_variance(treated, control) == pytest.approx((np.var(means, ddof=1) / len(means), len(means) - 1))
 
@@ -77,14 +151,14 @@ def test_paraphrases_are_no_new_information() -> None:
 
 def astuple(found: Effect) -> tuple[float | None, ...]:
     """Return an effect's numbers."""
-    return found.effect, found.se, found.ci_low, found.ci_high, found.p, found.mde
+    return tuple(found)
 
 
 def test_without_seed_variance_it_is_the_paired_t_test() -> None:
     """Where seeds agree in their means only items are random: scipy's paired t test over items."""
     dice = np.random.default_rng(2)
     one, other = dice.normal(size=(2, 30))
-    treated, control = arm(np.tile(one, (40, 1))), arm(np.tile(other, (40, 1)), CONTROL)
+    treated, control = arm(np.tile(one, (40, 1))), arm(np.tile(other, (40, 1)))
     expected = stats.ttest_rel(one, other)
     found = effect(treated, control, 0.95)
     assert found.effect / found.se == pytest.approx(expected.statistic)
@@ -96,7 +170,7 @@ def test_without_item_variance_it_is_welchs_t_test() -> None:
     """Where items agree in the difference only seeds are random: scipy's Welch interval over seed means."""
     dice = np.random.default_rng(3)
     one, other = dice.normal(size=4), dice.normal(size=6)
-    treated, control = arm(np.tile(one[:, None], (1, 50))), arm(np.tile(other[:, None], (1, 50)), CONTROL)
+    treated, control = arm(np.tile(one[:, None], (1, 50))), arm(np.tile(other[:, None], (1, 50)))
     expected = stats.ttest_ind(one, other, equal_var=False)
     found = effect(treated, control, 0.9)
     assert found.effect / found.se == pytest.approx(expected.statistic)
@@ -106,10 +180,10 @@ def test_without_item_variance_it_is_welchs_t_test() -> None:
 
 def test_satterthwaite_is_the_formula() -> None:
     """(v1 + v2 + v3)^2 / (v1^2/d1 + v2^2/d2 + v3^2/d3), and the fewest degrees of freedom where all is zero."""
-    parts = [inference.Part(2.0, 1), inference.Part(0.5, 3), inference.Part(1.5, 40)]
-    assert inference.satterthwaite(parts) == pytest.approx(16 / (4 / 1 + 0.25 / 3 + 2.25 / 40))
-    assert inference.satterthwaite([part._replace(variance=0.0) for part in parts]) == 1.0
-    assert inference.satterthwaite(parts[:1]) == pytest.approx(1.0)
+    variances, df = np.array([2.0, 0.5, 1.5]), np.array([1.0, 3, 40])
+    assert inference.satterthwaite(variances, df) == pytest.approx(16 / (4 / 1 + 0.25 / 3 + 2.25 / 40))
+    assert inference.satterthwaite(0 * variances, df) == 1.0
+    assert inference.satterthwaite(variances, np.array([np.inf, 3, np.inf])) == pytest.approx(16 / (0.25 / 3))
 
 
 def test_items_that_are_shared_cancel() -> None:
@@ -159,7 +233,7 @@ def test_the_base_model_counts_as_fixed() -> None:
     variance = np.var(control.means, ddof=1) / 4 + np.var(control.scores.mean(axis=0), ddof=1) / 30
     assert found.se == pytest.approx(np.sqrt(variance))
     assert found.p == pytest.approx(2 * stats.t.sf(abs(found.effect) / found.se, 3))
-    assert astuple(effect(arm(control.scores[:1], CONTROL), base, 0.95))[1:] == (None,) * 5
+    assert astuple(effect(arm(control.scores[:1]), base, 0.95))[1:] == (None,) * 5
 
 
 def test_the_test_has_as_few_degrees_of_freedom_as_the_scarcest_factor() -> None:
@@ -187,7 +261,7 @@ DEGENERATE = {
 def test_degenerate_scores_give_nulls_and_neither_nan_nor_warnings(case: str) -> None:
     """Whatever is not estimable is None, and everything else is a finite number."""
     treated, control, nulls = DEGENERATE[case]
-    found = effect(arm(treated), arm(control, CONTROL), 0.95)
+    found = effect(arm(treated), arm(control), 0.95)
     values = dict(zip(("effect", "se", "ci_low", "ci_high", "p", "mde"), astuple(found), strict=True))
     for name in nulls:
         assert values[name] is None, name
@@ -197,13 +271,13 @@ def test_degenerate_scores_give_nulls_and_neither_nan_nor_warnings(case: str) ->
 
 def test_constant_scores_have_an_error_of_zero() -> None:
     """Then the interval has no width, and neither a test nor a smallest effect means anything."""
-    found = effect(arm([[1, 1], [1, 1]]), arm([[0, 0], [0, 0]], CONTROL), 0.95)
+    found = effect(arm([[1, 1], [1, 1]]), arm([[0, 0], [0, 0]]), 0.95)
     assert astuple(found) == (1.0, 0.0, 1.0, 1.0, None, None)
 
 
 def test_one_family_gives_no_interval() -> None:
     """Paraphrases of a single item say nothing of new items."""
-    found = effect(arm([[1, 2], [2, 2]], families=["a", "a"]), arm([[0, 1], [1, 1]], CONTROL, ["a", "a"]), 0.95)
+    found = effect(arm([[1, 2], [2, 2]], families=["a", "a"]), arm([[0, 1], [1, 1]], "", ["a", "a"]), 0.95)
     assert found.effect == pytest.approx(1.0)
     assert astuple(found)[1:] == (None,) * 5
 
@@ -211,16 +285,16 @@ def test_one_family_gives_no_interval() -> None:
 def test_an_arm_without_seeds_gives_no_effect() -> None:
     """No finetune of it scored anything."""
     treated, control = random_arms(2, 2, 5)
-    empty = replace(treated, seeds=(), scores=np.empty((0, 5)))
+    empty = replace(treated, scores=np.full((2, 5), NAN))
     assert astuple(effect(empty, control, 0.95)) == (None,) * 6
-    assert transfer((empty, control), (treated, control), 0.95) == inference.NO_TRANSFER
+    assert transfer((empty, control), (treated, control)) == (None, None, None)
 
 
 def test_an_item_that_nobody_scored_changes_nothing() -> None:
     """A column of nulls is as good as absent."""
     treated, control = random_arms(3, 4, 10)
     wider = [
-        replace(a, scores=np.column_stack([a.scores, np.full(len(a.seeds), NAN)]), families=[*a.families, "new"])
+        replace(a, scores=np.column_stack([a.scores, np.full(len(a.scores), NAN)]), families=[*a.families, "new"])
         for a in (treated, control)
     ]
     assert np.array(astuple(effect(*wider, 0.95))) == pytest.approx(np.array(astuple(effect(treated, control, 0.95))))
@@ -241,7 +315,7 @@ def accepted(over: float, under: float, v_over: float, v_under: float, covarianc
 def test_fieller_inverts_the_t_test(case: tuple[float, float, float, float, float]) -> None:
     """A bounded set is exactly the ratios that a t test accepts; otherwise the accepted ratios have no end."""
     over, under, variance, covariance, df = case
-    found = fieller(over, under, variance, 0.1, covariance, df, 0.95)
+    found = fieller(over, under, variance, 0.1, covariance, df)
     grid = accepted(over, under, variance, 0.1, covariance, df)
     if np.isfinite(found[0]):
         assert found == pytest.approx((grid.min(), grid.max()), abs=6e-4)
@@ -254,44 +328,42 @@ def test_fieller_inverts_the_t_test(case: tuple[float, float, float, float, floa
 def test_fieller_is_bounded_exactly_when_the_denominator_is_significant() -> None:
     """The set ends where |under| exceeds its own critical value."""
     edge = stats.t.ppf(0.975, 7) * np.sqrt(0.1)
-    assert np.isinf(fieller(1.0, 0.999 * edge, 0.2, 0.1, 0.0, 7, 0.95)).all()
-    assert np.isfinite(fieller(1.0, 1.001 * edge, 0.2, 0.1, 0.0, 7, 0.95)).all()
+    assert np.isinf(fieller(1.0, 0.999 * edge, 0.2, 0.1, 0.0, 7)).all()
+    assert np.isfinite(fieller(1.0, 1.001 * edge, 0.2, 0.1, 0.0, 7)).all()
 
 
 @pytest.mark.parametrize(("over", "under"), [(0.1, 0.3), (0.7, 0.1), (-1.1, 1.3), (0.0, 2.0)])
 def test_fieller_without_variance_is_the_ratio_itself(over: float, under: float) -> None:
     """Rounding in b^2 - a c must not make it unbounded."""
-    assert fieller(over, under, 0.0, 0.0, 0.0, 5.0, 0.95) == pytest.approx((over / under, over / under))
+    assert fieller(over, under, 0.0, 0.0, 0.0, 5.0) == pytest.approx((over / under, over / under))
 
 
 def test_transfer_uses_what_seeds_share() -> None:
     """Tau is the ratio of effects; its covariance is that of the seeds' means in both arms, its items are new ones."""
-    treated, control = random_arms(6, 6, 40, shift=3)
+    own = random_arms(6, 6, 40, shift=3)
     other_items = np.random.default_rng(9).normal(size=(2, 6, 30))
-    over = tuple(
-        arm(a.means[:, None] / 2 + noise, a.cell.subject.treatment, column=1)
-        for a, noise in zip((treated, control), other_items, strict=True)
-    )
-    found = transfer(over, (treated, control), 0.95)  # type: ignore[arg-type]
-    top, bottom = effect(*over, 0.95), effect(treated, control, 0.95)
-    covariance = sum(
-        np.cov(one.means, other.means)[0, 1] / 6 for one, other in zip(over, (treated, control), strict=True)
-    )
-    parts = [p for pair in (over, (treated, control)) for p in inference._variances(*pair) or []]
-    df = inference.satterthwaite(parts)
+    over = tuple(arm(a.means[:, None] / 2 + noise) for a, noise in zip(own, other_items, strict=True))
+    tau, low, high = transfer(over, own)  # type: ignore[arg-type]
+    top, bottom = effect(*over, 0.95), effect(*own, 0.95)
+    covariance = sum(np.cov(one.means, other.means)[0, 1] / 6 for one, other in zip(over, own, strict=True))
+    terms = [inference.effects(table(pair), 0.95).terms for pair in (over, own)]
+    parts = [t[i][0, 0] for t in terms for i in range(3)]
+    dfs = [t[i][0, 0] for t in terms for i in range(3, 6)]
+    df = float(inference.satterthwaite(np.array(parts), np.array(dfs)))
     grid = accepted(top.effect, bottom.effect, top.se**2, bottom.se**2, covariance, df)
     assert covariance > 0.1
-    assert found.tau == pytest.approx(top.effect / bottom.effect)
-    assert (found.low, found.high) == pytest.approx((grid.min(), grid.max()), abs=1e-3)
+    assert tau == pytest.approx(top.effect / bottom.effect)
+    assert (low, high) == pytest.approx((grid.min(), grid.max()), abs=1e-3)
 
 
 def test_transfer_is_one_on_the_diagonal_and_undefined_over_zero() -> None:
     """By definition, without an interval; and a ratio over 0 is no number."""
     treated, control = random_arms(3, 3, 10)
-    assert transfer((treated, control), (treated, control), 0.95) == (1.0, None, None)
-    over = tuple(replace(a, cell=replace(a.cell, evaluation=PLAN.evaluations[1])) for a in (treated, control))
-    flat = (replace(treated, scores=np.ones((3, 10))), replace(control, scores=np.ones((3, 10))))
-    assert transfer(over, flat, 0.95) == (None, -np.inf, np.inf)  # type: ignore[arg-type]
+    scores = table((treated, control))
+    found = transfers.transfer(scores, inference.effects(scores, 0.95), np.array([0, -1]), 0.95)
+    assert [none(part[0, 0]) for part in found] == [1.0, None, None]
+    flat = replace(treated, scores=np.ones((3, 10))), replace(control, scores=np.ones((3, 10)))
+    assert transfer((treated, control), flat) == (None, -np.inf, np.inf)
 
 
 # -- power, multiplicity, coverage ---------------------------------------------------------------------------------
@@ -319,9 +391,10 @@ def test_false_discovery_agrees_with_the_definition() -> None:
     p = list(np.random.default_rng(5).uniform(size=40) ** 3)
     ranked = sorted(p)
     slow = [min(min(1.0, 40 * ranked[k] / (k + 1)) for k in range(ranked.index(value), 40)) for value in p]
-    assert false_discovery(p) == pytest.approx(slow)
-    assert false_discovery(p) == pytest.approx(list(stats.false_discovery_control(p, method="bh")))
-    assert false_discovery([0.03]) == [0.03]
+    assert adjusted(np.array(p), "bh") == pytest.approx(slow)
+    assert adjusted(np.array(p), "bh") == pytest.approx(list(stats.false_discovery_control(p, method="bh")))
+    assert adjusted(np.array([0.03, NAN]), "bh")[0] == 0.03
+    assert np.isnan(adjusted(np.array([0.03, NAN]), "bh")[1])
 
 
 @pytest.mark.parametrize(
@@ -340,10 +413,97 @@ def test_intervals_cover_and_the_test_is_honest(seeds: int, tested: bool) -> Non
             shared + own + dice.normal(0, 3, (count, 1)) + dice.normal(0, 12, (count, 64))
             for own, count in ((specific, seeds), (0, 4))
         ]
-        found = effect(arm(scores[0]), arm(scores[1], CONTROL), 0.95)
+        found = effect(arm(scores[0]), arm(scores[1]), 0.95)
         assert found.ci_low is not None
         assert found.ci_high is not None
         covered += found.ci_low <= 0 <= found.ci_high
         rejected += found.p is not None and found.p < 0.05
     assert (0.90 if tested else 0.85) <= covered / 200 <= 0.985
     assert rejected / 200 <= (0.08 if tested else 0)
+
+
+# -- moderation ----------------------------------------------------------------------------------------------------
+
+
+def test_the_prior_is_found_again() -> None:
+    """Variances drawn from a scaled inverse chi-square prior with 8 degrees of freedom, seen with 2 (Smyth 2004)."""
+    dice = np.random.default_rng(0)
+    true = 5.0 * 8 / dice.chisquare(8, 20_000)
+    found = moderation.prior(true * dice.chisquare(2, 20_000) / 2, np.full(20_000, 2.0), 1e9)
+    assert found.df == pytest.approx(8, rel=0.1)
+    assert found.variance == pytest.approx(5, rel=0.03)
+
+
+def test_the_inverse_of_trigamma() -> None:
+    """Over seven orders of magnitude."""
+    from scipy.special import polygamma
+
+    for x in (1e-2, 0.3, 1.0, 7.0, 500.0, 1e5):
+        assert moderation._inverse_trigamma(float(polygamma(1, x))) == pytest.approx(x, rel=1e-6)
+
+
+def test_equal_variances_lend_no_more_than_the_data_know() -> None:
+    """Variances that are as equal as chance makes them pool; the prior has the degrees of freedom of the data."""
+    dice = np.random.default_rng(1)
+    variances = 2.0 * dice.chisquare(3, 30) / 3
+    assert moderation.prior(variances, np.full(30, 3.0), 25.0).df <= 25
+    assert moderation.prior(np.full(30, 2.0), np.full(30, 3.0), 25.0).df == 25
+    assert moderation.prior(variances[:3], np.full(3, 3.0), 25.0) == (0.0, 0.0)
+    assert moderation.prior(np.zeros(30), np.full(30, 3.0), 25.0) == (0.0, 0.0)
+
+
+def many(columns: int, seeds: int, controls: int, seed: int = 0) -> Scores:
+    """Return a treatment and its control under many columns of 40 items."""
+    return table(*(random_arms(seeds, controls, 40, seed=seed + j, shift=0) for j in range(columns)))
+
+
+def test_moderation_draws_variances_together() -> None:
+    """With many columns the seeds' terms vary less than the raw variances, around the same middle."""
+    scores = many(30, 3, 4)
+    terms, raw = inference.effects(scores, 0.95).terms, seeds_of(scores).variance
+    assert np.std(terms.treated[0]) < 0.8 * np.std(raw[0] / 3)
+    assert terms.treated[0].mean() == pytest.approx(raw[0].mean() / 3, rel=0.25)
+    assert (terms.treated_df[0] > 2).all()
+    assert (np.argsort(terms.treated[0]) == np.argsort(raw[0])).all()
+
+
+def test_columns_that_move_together_count_once() -> None:
+    """Thirty copies of one column know as much of the seeds' variance as that column alone."""
+    one = random_arms(3, 4, 40)
+    copies = inference.effects(table(*[one] * 30), 0.95)
+    assert copies.terms.treated_df[0, 0] <= 2 * 2 + 1e-9
+    assert copies.terms.control_df[0, 0] <= 2 * 3 + 1e-9
+
+
+def test_what_holm_and_selection_do() -> None:
+    """Holm by hand; intervals of selected cells are wider than their own, by the share that was selected."""
+    p = np.array([0.01, 0.04, 0.03, 0.005])
+    assert adjusted(p, "holm") == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    found = inference.effects(many(20, 3, 4), 0.95)
+    q = np.where(np.arange(20) < 5, 0.01, 0.5)[None].repeat(2, axis=0)
+    q[1] = np.nan
+    low, high = multiplicity.selected_intervals(found, q, 0.05)
+    assert np.isnan(low[0, 5:]).all()
+    half = stats.t.ppf(1 - 0.05 * 5 / 20 / 2, found.df[0, :5]) * found.se[0, :5]
+    assert (high - low)[0, :5] == pytest.approx(2 * half)
+
+
+def test_shrinkage_keeps_true_spread_and_takes_away_noise() -> None:
+    """Effects without true spread fall on their mean; those with much keep their places."""
+    dice = np.random.default_rng(3)
+    se, cells = np.full((10, 40), 0.5), np.ones((10, 40), dtype=bool)
+    nothing = multiplicity.shrunken(1 + se * dice.normal(size=se.shape), se, cells)
+    assert np.std(nothing) < 0.15
+    true = 5 * dice.normal(size=se.shape)
+    wide = multiplicity.shrunken(true + se * dice.normal(size=se.shape), se, cells)
+    assert np.std(wide - true) < 0.6
+    assert np.isnan(multiplicity.shrunken(true, se, ~cells)).all()
+
+
+def test_equivalence_is_two_one_sided_tests() -> None:
+    """The larger of the two one-sided p-values, and nothing without a test."""
+    found = inference.effects(many(3, 4, 4), 0.95)
+    e, se, df = found.effect[0, 0], found.se[0, 0], found.test_df[0, 0]
+    slow = max(stats.t.sf((e + 1.5) / se, df), stats.t.cdf((e - 1.5) / se, df))
+    assert multiplicity.equivalence(found, 1.5)[0, 0] == pytest.approx(slow)
+    assert np.isnan(multiplicity.equivalence(inference.effects(many(3, 1, 4), 0.95), 1.5)[0]).all()

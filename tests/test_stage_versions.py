@@ -32,8 +32,10 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "choice": ("scoring.choice", "model.load_frozen", "tables.write_cell"),
     "generation": ("generation.generate", "model.load_frozen", "tables.write_responses"),
     "rule": ("rule.score", "tables.read_responses", "tables.write_cell"),
+    "items": ("items.collect", "items.write_items"),
+    "gates": ("gates.gates", "gates.write"),
     "matrix": ("analysis.tabulate", "analysis.write_tables"),
-    "statistics": ("structure.tabulate", "structure.write"),
+    "statistics": ("statistics.tabulate", "statistics.write"),
     "figures": ("figures.draw",),
 }
 """The functions that make a stage's artifacts."""
