@@ -76,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in STAGES.items():
         _add(commands, name, text, _stage).set_defaults(stage=name)
     _add(commands, "power", "the smallest effects that numbers of seeds, controls and items can find", _power)
+    text = "bring in a matrix that others have measured, and analyse it as far as it allows"
+    bring = commands.add_parser("import", help=text, description=text)
+    known = "alignment-forecast-bench"
+    bring.add_argument("format", choices=(known,), metavar="FORMAT", help=known)
+    bring.add_argument("path", type=Path, metavar="PATH", help="the CSV file")
+    bring.add_argument("name", metavar="NAME", help="it becomes results/imported/NAME/")
+    bring.set_defaults(run=_import)
     text = "try the analysis on tables whose truth is known: coverage, false discoveries, power, gates, rank"
     simulate = commands.add_parser("simulate", help=text, description=text)
     simulate.add_argument("--repetitions", type=int, metavar="N", help="of each design; by default what fits in 5 min")
@@ -148,6 +155,12 @@ def _simulate(arguments: argparse.Namespace) -> None:
     if arguments.repetitions is not None and arguments.repetitions < 1:
         raise InputError(f"--repetitions {arguments.repetitions}: expected at least 1")
     show_simulation(arguments.repetitions, as_json=arguments.json)
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from propgen.terminal import import_matrix
+
+    import_matrix(arguments.path, arguments.name)
 
 
 def _check_bank(arguments: argparse.Namespace) -> None:

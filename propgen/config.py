@@ -22,6 +22,7 @@ class Trait:
     positive, negative: what an answer at either pole does.
     bank: the JSONL file with its items, relative to `conf/trait/`; by default `<trait>.jsonl`.
     neighbours: traits so near in meaning that their poles may share words; `check-bank` sets no limit between them.
+    valence: 1 for what most people would call good, -1 for bad, 0 for neither; a plain predictor of what goes together.
     probe: true for what is no disposition but tells whether a finetune is sound: the positive answer is the right one.
     """
 
@@ -30,6 +31,7 @@ class Trait:
     negative: str = MISSING
     bank: str | None = None
     neighbours: list[str] = field(default_factory=list[str])
+    valence: int = 0
     probe: bool = False
 
 

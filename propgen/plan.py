@@ -148,6 +148,7 @@ class Plan:
     """An experiment, spelled out. Subjects of a model are its base, its controls, then its treatments by seed.
 
     origins: what its base models are made from, inputs first: other base models, datasets and full finetunes.
+    valences: whether a trait is socially good (1), bad (-1) or neither.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Plan:
     style: dict[str, Any]
     control: str
     origins: tuple[Artifact, ...] = ()
+    valences: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
     def artifacts(self) -> Iterator[Artifact]:
@@ -205,7 +207,7 @@ class Plan:
     @cached_property
     def statistics_digest(self) -> str:
         """What determines the statistics of the whole matrix: its tables."""
-        return digest([VERSIONS["statistics"], self.matrix_digest])
+        return digest([VERSIONS["statistics"], self.matrix_digest, self.valences])
 
     @cached_property
     def figures_digest(self) -> str:

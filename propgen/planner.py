@@ -286,6 +286,7 @@ class Planner:
             style=identity(config.style),
             control=controls[0].name,
             origins=tuple(item for model in config.models for item in self.origins(model)),
+            valences={t: float(self.element("trait", t).valence) for t in sorted({*config.trained, *config.evaluated})},
         )
 
     def evaluations(self) -> list[Evaluation]:

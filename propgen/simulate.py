@@ -132,20 +132,7 @@ def _judge(healthy: Sheet, tally: Tally, collapsed: Sheet) -> None:
 
 
 def _rank(sheet: Sheet, dice: np.random.Generator) -> int:
-    effects, items = seed_effects(sheet)
+    found = inference.effects(sheet.scores, LEVEL)
     own = np.eye(len(sheet.traits), dtype=bool)
-    return rank(effects, own, dice, item_variance=items).k
-
-
-def seed_effects(sheet: Sheet) -> tuple[Array, Array]:
-    """Return effects seeds x rows x columns against the mean control, and the variance that each owes to its items."""
-    scores = sheet.scores
-    control = scores.members[scores.reference[sheet.trained]] @ np.nan_to_num(scores.means)
-    seen = scores.members[scores.reference[sheet.trained]] @ np.isfinite(scores.means)
-    mean = np.divide(control, seen, out=np.full(control.shape, np.nan), where=seen > 0)
-    most = int(scores.members[sheet.trained].sum(axis=1).max(initial=0))
-    found = np.full((most, len(sheet.trained), len(sheet.traits)), np.nan)
-    for place, treatment in enumerate(sheet.trained):
-        means = scores.means[scores.arm == treatment]
-        found[: len(means), place] = means - mean[place]
-    return found, inference.item_terms(scores)[0][sheet.trained]
+    best = rank(found.effect[sheet.trained], own, found.terms.variance[sheet.trained], dice)
+    return -1 if best is None else best.k

@@ -192,16 +192,19 @@ def matrix(bench: Bench) -> None:
 
 
 def statistics(bench: Bench) -> None:
-    """Compute from the experiment's items what holds of its matrix as a whole."""
+    """Compute from the experiment's items what holds of its matrix as a whole, and say it in words."""
     from propgen.items import read_items
     from propgen.statistics import tabulate, write
-    from propgen.tables import GATES, read_table
+    from propgen.summary import summarise
+    from propgen.tables import GATES, MATRIX, read_table
 
     plan = _planned(bench)
     _expect(bench.planner.config.digest, plan.statistics_digest)
     folder = _folder(bench, plan)
     gated = read_table(folder / "statistics/gates.parquet", GATES)
-    write(folder / "statistics", tabulate(plan, read_items(folder / "items.parquet").rows, gated))
+    tables = tabulate(plan, read_items(folder / "items.parquet").rows, gated)
+    page = summarise(plan, read_table(folder / "matrix.parquet", MATRIX), gated, tables)
+    write(folder / "statistics", tables, page)
 
 
 def figures(bench: Bench) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import polars as pl
 
-from propgen import power, structure
-from propgen.files import replace
+from propgen import pattern, power, structure
+from propgen.files import replace, write_text
 from propgen.gates import FAILED, verdicts
+from propgen.generality import generality
+from propgen.ledger import ledger
 from propgen.plan import PROBE, Plan
 from propgen.sheet import sheets
 
@@ -22,6 +24,9 @@ def tabulate(plan: Plan, items: pl.DataFrame, gates: pl.DataFrame) -> Mapping[st
         "agreement": structure.agreement(sound),
         "controls": structure.controls(sound),
         "power": power.tabulate(found.values(), float(plan.analysis["alpha"])),
+        "generality": generality(found.values()),
+        "ledger": ledger(found.values()),
+        **pattern.tabulate(found.values(), float(plan.analysis["confidence"]), plan.valences),
     }
 
 
@@ -33,8 +38,9 @@ def _sound(items: pl.DataFrame, gates: pl.DataFrame) -> pl.DataFrame:
     return items.join(gone, on=keys, how="anti", maintain_order="left")
 
 
-def write(folder: Path, tables: Mapping[str, pl.DataFrame]) -> None:
-    """Write tables of statistics, each replaced in one step."""
+def write(folder: Path, tables: Mapping[str, pl.DataFrame], page: str) -> None:
+    """Write tables of statistics and the page that tells of them, each replaced in one step."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame in tables.items():
         replace(folder / f"{name}.parquet", frame.write_parquet)
+    write_text(folder / "summary.md", page)

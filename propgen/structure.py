@@ -131,33 +131,34 @@ def _agreement_row(key: Sequence[str], grid: Grid) -> dict[str, object]:
     pairs = list(permutations(range(len(grid.scores)), 2))
     same = [(whole[s], whole[t]) for s, t in pairs if s < t]
     split = [(halves[0][s], halves[1][t]) for s, t in pairs]
-    r_split = _correlations(split)
+    r_split = correlations(split)
     longer = spearman_brown(r_split, 2 * len(grid.scores))
-    row |= _estimate("r", _correlations(same)) | _estimate("r_split", r_split)
-    return row | _estimate("reliability", longer)
+    row |= estimate("r", correlations(same)) | estimate("r_split", r_split)
+    return row | estimate("reliability", longer)
 
 
-def _correlations(pairs: Sequence[tuple[Array, Array]]) -> Array:
+def correlations(pairs: Sequence[tuple[Array, Array]]) -> Array:
     """Return the mean correlation of pairs of tables, then that of each resample of rows and columns."""
     shape = pairs[0][0].shape
-    weights = [np.ones(shape), *(_weights(shape, seed) for seed in range(REPLICATES))]
-    return np.array([float(np.mean([_correlation(a, b, w) for a, b in pairs])) for w in weights])
+    weights = [np.ones(shape), *(resampled(shape, seed) for seed in range(REPLICATES))]
+    return np.array([float(np.mean([correlation(a, b, w) for a, b in pairs])) for w in weights])
 
 
-def _estimate(name: str, values: Array) -> dict[str, float]:
+def estimate(name: str, values: Array) -> dict[str, float]:
     """Return the first value with the 95 % interval of the others, its resamples."""
     low, high = np.nanquantile(values[1:], [0.025, 0.975])
     return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def _weights(shape: tuple[int, ...], seed: int) -> Array:
+def resampled(shape: tuple[int, ...], seed: int) -> Array:
     """Return how often each cell stands in a resample of rows and columns."""
     generator = np.random.default_rng(seed)
     rows, columns = (np.bincount(generator.integers(0, n, n), minlength=n) for n in shape)
     return np.outer(rows, columns).astype(float)
 
 
-def _correlation(a: Array, b: Array, weights: Array) -> float:
+def correlation(a: Array, b: Array, weights: Array) -> float:
+    """Return the weighted correlation of two tables over the cells that both have; NaN for fewer than three."""
     seen = np.isfinite(a) & np.isfinite(b) & (weights > 0)
     x, y, w = a[seen], b[seen], weights[seen]
     if len(x) < 3:
@@ -180,11 +181,11 @@ def _control_row(key: Sequence[str], grid: Grid, neutral: Grid, place: int) -> d
     generator = np.random.default_rng(0)
     for replicate in range(REPLICATES):
         drawn = seeds[generator.integers(0, len(seeds), len(seeds))].mean(axis=0)
-        found.append(_shift(treated, drawn, _weights(treated.shape, replicate)))
+        found.append(_shift(treated, drawn, resampled(treated.shape, replicate)))
     row: dict[str, object] = {**dict(zip(VIEW, key, strict=True)), "control": neutral.treatments[place]}
     row["n_seeds"] = len(seeds)
     for name, values in zip(("shift", "column_rms"), np.array(found).T, strict=True):
-        row |= _estimate(name, values)
+        row |= estimate(name, values)
     return row
 
 

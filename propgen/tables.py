@@ -117,6 +117,44 @@ CONTROLS: Schema = {
     **dict.fromkeys(("shift", "shift_low", "shift_high"), pl.Float64),
     **dict.fromkeys(("column_rms", "column_rms_low", "column_rms_high"), pl.Float64),
 }
+GENERALITY: Schema = {
+    **dict.fromkeys(("model", "regime", "protocol", "context"), pl.String),
+    **dict.fromkeys(("model_b", "regime_b", "protocol_b", "context_b", "across"), pl.String),
+    **dict.fromkeys(("n_rows", "n_columns", "n_seeds", "n_seeds_b"), pl.Int64),
+    **dict.fromkeys(("r", "r_low", "r_high", "p"), pl.Float64),
+    "permutation": pl.String,
+    **dict.fromkeys(("reliability", "reliability_low", "reliability_b", "reliability_b_low"), pl.Float64),
+    "r_corrected": pl.Float64,
+}
+LEDGER: Schema = {
+    **dict.fromkeys(("model", "protocol", "context", "component"), pl.String),
+    **dict.fromkeys(("variance", "share", "low", "high"), pl.Float64),
+}
+_PATTERN: Schema = dict.fromkeys(("model", "regime", "protocol", "context"), pl.String)
+STRUCTURE: Schema = {
+    **_PATTERN,
+    **dict.fromkeys(("n_rows", "n_columns", "n_seeds"), pl.Int64),
+    **dict.fromkeys(("rms", "grand_mean", "row_variance", "column_variance", "residual_variance"), pl.Float64),
+    **dict.fromkeys(("rank", "rank_left_out"), pl.Int64),
+    **dict.fromkeys(("singular_1", "singular_2", "singular_3", "null"), pl.Float64),
+    **dict.fromkeys(("reciprocity", "symmetric", "p_reciprocity", "silhouette"), pl.Float64),
+    "clusters": pl.Int64,
+}
+MODELS: Schema = {**_PATTERN, "fit": pl.String, **dict.fromkeys(("rmse", "r2", "r2_se"), pl.Float64)}
+LOADINGS: Schema = {
+    **_PATTERN,
+    "evaluated": pl.String,
+    "component": pl.Int64,
+    **dict.fromkeys(("loading", "low", "high"), pl.Float64),
+    "cluster": pl.Int64,
+    "place": pl.Int64,
+}
+COMOVEMENT: Schema = {
+    **_PATTERN,
+    "evaluated": pl.String,
+    "other": pl.String,
+    **dict.fromkeys(("r", "together"), pl.Float64),
+}
 
 
 MARK = b'"checksum":"'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,34 @@ def show_simulation(repetitions: int | None, *, as_json: bool) -> None:
         table.add_row(*("" if row[key] is None else f"{row[key]:g}" for key in SIMULATED))
     Console().print(table)
     print(SIMULATED_READ)
+
+
+def import_matrix(path: Path, name: str) -> None:
+    """Bring a matrix without seeds into results/imported/NAME/, with all tables and a page of what they say."""
+    from propgen.analysis import tabulate, write_tables
+    from propgen.config import SLUG, Gates
+    from propgen.gates import Rules, gates
+    from propgen.gates import write as write_gates
+    from propgen.importing import plan_of, read_forecast
+    from propgen.items import write_items
+    from propgen.statistics import tabulate as statistics
+    from propgen.statistics import write as write_statistics
+    from propgen.summary import summarise
+
+    project = find_project()
+    if not re.fullmatch(SLUG, name):
+        raise InputError(f"'{name}' must match {SLUG}, since it becomes a folder in results/imported/")
+    items = read_forecast(path)
+    plan = plan_of(items, name, compose(project, []).config.analysis)
+    judged = gates(items.rows, plan.control, Rules(**vars(Gates())))
+    tables = tabulate(plan, items, judged)
+    whole = statistics(plan, items.rows, judged)
+    folder = project.results / "imported" / name
+    write_items(folder / "items.parquet", items)
+    write_gates(folder / "statistics", judged)
+    write_tables(folder, tables)
+    write_statistics(folder / "statistics", whole, summarise(plan, tables.matrix, judged, whole))
+    print(f"{folder / 'statistics/summary.md'}")
 
 
 def show_audit(traits: Sequence[str]) -> None:

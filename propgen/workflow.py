@@ -33,7 +33,10 @@ from propgen.survey import Group, Survey, is_base, survey
 STORE = "results/store"
 TABLES = ("cells.parquet", "matrix.parquet", "matrix.csv", "statistics/matrix-all.parquet")
 GATES = ("statistics/gates.parquet", "statistics/attrition.parquet")
-STATISTICS = ("agreement.parquet", "controls.parquet", "power.parquet")
+STATISTICS = (
+    *("agreement.parquet", "controls.parquet", "power.parquet", "generality.parquet", "ledger.parquet"),
+    *("structure.parquet", "models.parquet", "loadings.parquet", "comovement.parquet", "summary.md"),
+)
 PASSIVE = frozenset(
     (
         *("dryrun", "dag", "rulegraph", "filegraph", "d3dag", "summary", "detailed_summary", "lint", "list_rules"),
