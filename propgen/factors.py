@@ -61,28 +61,37 @@ class Rank(NamedTuple):
     null: float
 
 
-def rank(effects: Array, own: Mask, variance: Array, dice: np.random.Generator) -> Rank | None:
+def rank(effects: Array, own: Mask, variance: Array | None, dice: np.random.Generator) -> Rank | None:
     """Return how many components the double-centred off-diagonals have, None where the table is too small.
 
-    Parallel analysis (Horn 1965) with noise that is known: the null is drawn with the variance of each effect (seeds
-    and items), and centred like the data. Components are taken off one by one, gaps imputed, each compared with what
-    noise alone reaches. variance: of each effect, its squared standard error.
+    Parallel analysis (Horn 1965): the null is noise with the variance of each effect (seeds and items), centred like
+    the data. Components are taken off one by one, gaps imputed, each compared with what noise alone reaches. variance:
+    of each effect, its squared standard error; None where nothing tells it, and the cells that are left are permuted
+    instead, which takes their structure for noise and finds too few.
     """
     table = np.where(own, np.nan, effects)
-    seen = np.isfinite(table) & np.isfinite(variance)
+    seen = np.isfinite(table) if variance is None else np.isfinite(table) & np.isfinite(variance)
     if min(table.shape) < FEWEST or seen.sum() < 2 * sum(table.shape):
         return None
     table = residuals(np.where(seen, table, np.nan), own)
-    noise = np.zeros((NULLS, *table.shape))
-    noise[:, seen] = (dice.normal(size=(NULLS, int(seen.sum()))) * np.sqrt(variance[seen])) @ _centring(seen).T
-    null = float(np.quantile(np.linalg.svd(noise, compute_uv=False)[:, 0], LEVEL))
-    found: list[float] = []
-    for k in range(MOST + 1):
+    centre, found, null = _centring(seen), list[float](), 0.0
+    if variance is not None:
+        null = _reach((dice.normal(size=(NULLS, int(seen.sum()))) * np.sqrt(variance[seen])) @ centre.T, seen)
+    for k in range(min(MOST, min(table.shape) - 2) + 1):
         rest = np.where(seen, table - low_rank(table, k), 0.0)
+        if variance is None:
+            null = _reach(dice.permuted(np.tile(rest[seen], (NULLS, 1)), axis=1) @ centre.T, seen)
         found.append(float(np.linalg.svd(rest, compute_uv=False)[0]))
         if found[-1] <= null:
             break
     return Rank(len(found) - 1, tuple(found), null)
+
+
+def _reach(cells: Array, seen: Mask) -> float:
+    """Return what the largest singular value of tables of noise exceeds in 5 of 100. cells: tables x observed cells."""
+    tables = np.zeros((len(cells), *seen.shape))
+    tables[:, seen] = cells
+    return float(np.quantile(np.linalg.svd(tables, compute_uv=False)[:, 0], LEVEL))
 
 
 def _centring(seen: Mask) -> Array:

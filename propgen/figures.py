@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.style import context
 
+from propgen import charts
 from propgen.config import Style
 from propgen.errors import InputError, PropgenError, nearest
+from propgen.gates import FAILED, INCONCLUSIVE
 from propgen.heatmap import ANNOTATED, DETAILED, Panel, heatmap
 from propgen.plan import Plan
-from propgen.tables import MATRIX, check
+from propgen.power import POWERS
+from propgen.sheet import VIEW
+from propgen.tables import COMOVEMENT, LEDGER, LOADINGS, MATRIX, check, read_table
 
 log = logging.getLogger("propgen")
 
@@ -29,6 +34,7 @@ STABLE: dict[str, dict[str, Any]] = {
 """Options that keep the time of day out of files, so that the same table draws the same bytes."""
 MARGIN = 1.15
 """The colour scale ends so far beyond the largest effect."""
+DOT = "  \u00b7  "
 FEW = 3
 """With fewer seeds than this a figure is called exploratory."""
 
@@ -43,6 +49,25 @@ def draw(plan: Plan, folder: Path, style: Style) -> None:
             panel = make_panel(plan, matrix, *view)
             figure = heatmap(panel, caption(plan, panel, about), style)
             _save(figure, folder / "figures" / name, style)
+        for kind, name, *view in plan.charts:
+            _save(_chart(plan, folder / "statistics", kind, view, style), folder / "figures" / name, style)
+
+
+def _chart(plan: Plan, folder: Path, kind: str, view: Sequence[str], style: Style) -> Figure:
+    """Draw one chart from the statistics of a model, protocol and context."""
+    schemas = {"power": POWERS, "ledger": LEDGER, "comovement": COMOVEMENT, "loadings": LOADINGS}
+    key = dict(zip(VIEW, view, strict=True))
+
+    def part(name: str) -> pl.DataFrame:
+        return read_table(folder / f"{name}.parquet", schemas[name]).filter(**key)
+
+    title = DOT.join(view)
+    if kind == "comovement":
+        return charts.comovement(part("comovement"), part("loadings"), title, style)
+    if kind == "power":
+        unit = next(e.unit for e in plan.columns if (e.protocol, e.context) == tuple(view[1:]))
+        return charts.power(part("power"), unit, title, style)
+    return charts.ledger(part("ledger"), title, style)
 
 
 def _check_style(style: Style) -> None:
@@ -95,7 +120,7 @@ def make_panel(plan: Plan, matrix: pl.DataFrame, model: str, protocol: str, cont
     largest = matrix.filter(protocol=protocol)["effect"].abs().max()
     return Panel(
         table=matrix.filter(model=model, protocol=protocol, context=context),
-        title=f"{model}  \u00b7  {protocol}, {context}",
+        title=f"{model}{DOT}{protocol}, {context}",
         evaluations=[e for e in plan.evaluations if (e.protocol, e.context) == (protocol, context)],
         rows={t.name: str(t.trained) if alike else t.name for t in trained},
         controls={t.name: t.name for t in plan.treatments if t.control},
@@ -133,7 +158,7 @@ def _marks(panel: Panel) -> str:
     power = "" if mde is None else f" Median smallest effect that this test finds with 80 % power: {float(mde):.2g}."  # type: ignore[arg-type]
     return (
         "Border: differs from 0 after Benjamini-Hochberg correction within the matrix (diagonal and bottom rows: "
-        f"uncorrected), p < {alpha} by a t test with as many degrees of freedom as the fewest seeds allow.{power}"
+        f"uncorrected), p < {alpha} by a t test with moderated variances.{power}"
     )
 
 
@@ -141,8 +166,13 @@ def _warnings(table: pl.DataFrame, about: dict[str, Any]) -> list[str]:
     found: list[str] = []
     if not table.is_empty() and int(table["n_seeds"].min()) < FEW:  # type: ignore[arg-type]
         found.append(f"With fewer than {FEW} seeds per row this is exploratory.")
-    if unscored := table["effect"].null_count():
+    failed = table.filter(pl.col("gate").str.starts_with(FAILED))
+    if names := failed["treatment"].unique(maintain_order=True).to_list():
+        found.append(f"Hatched rows failed a gate and are left out: {', '.join(names)}.")
+    if unscored := table["effect"].null_count() - failed["effect"].null_count():
         found.append(f"{unscored} hatched cells have no number, since no answer of a finetune could be scored.")
+    if doubted := table.filter(pl.col("gate").str.starts_with(INCONCLUSIVE))["treatment"].n_unique():
+        found.append(f"{doubted} rows passed no gate beyond doubt.")
     if missing := about.get("missing"):
         found.append(f"{len(missing)} cells of the experiment are missing (hatched, or left out of means).")
     if len(about.get("execution", [])) > 1:

@@ -73,8 +73,8 @@ def complete(sheet: Sheet) -> tuple[Array, ...] | None:
     scores = sheet.scores
     whole = np.isfinite(scores.means).all(axis=1)
     arms = [np.flatnonzero((scores.arm == i) & whole) for i in sheet.trained]
-    seeds = min((len(arm) for arm in arms if len(arm)), default=0)
-    kept = [arm[:seeds] for arm in arms if len(arm)]
+    seeds = min((len(arm) for arm in arms if len(arm) > 1), default=0)
+    kept = [arm[:seeds] for arm in arms if len(arm) > 1]
     tables = [values[np.array(kept)] for values in scores.values] if seeds else []
     tables = [table[..., np.isfinite(table).all(axis=(0, 1))] for table in tables]
     if seeds < 2 or len(kept) < 2 or len(tables) < 2 or min(table.shape[2] for table in tables) < 2:

@@ -76,7 +76,8 @@ class Pattern:
         return found
 
     def _rank(self) -> dict[str, object]:
-        found = factors.rank(self.effect, self.own, self.variance, self.dice)
+        known = np.isfinite(self.variance).any()
+        found = factors.rank(self.effect, self.own, self.variance if known else None, self.dice)
         if found is None:
             return {}
         values = {f"singular_{i}": x for i, x in enumerate(found.singular[:3], 1)}

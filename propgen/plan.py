@@ -24,6 +24,9 @@ GENERATING = ("rule",)
 PROTOCOLS = ("contrast", "choice", *GENERATING)
 """Kinds of protocol; the others have their scorers in `propgen.scoring`."""
 
+CHARTS = ("comovement", "power", "ledger")
+"""Figures of each model, protocol and context beside its heatmap, each drawn by a function of `propgen.charts`."""
+
 FOLDERS = {"model": "models", "dataset": "datasets", "finetune": "adapters", "evaluate": "cells"}
 """Stage to its folder below `results/store/`."""
 
@@ -227,6 +230,12 @@ class Plan:
         views = list(dict.fromkeys((e.protocol, e.context) for e in self.columns))
         found = [(model, *view) for model in models for view in views]
         return [("heatmap" if i == 0 else f"heatmap-{'-'.join(panel)}", *panel) for i, panel in enumerate(found)]
+
+    @property
+    def charts(self) -> list[tuple[str, str, str, str, str]]:
+        """Kind, figure name, model, protocol and context of each figure beside the heatmaps."""
+        panels = self.panels
+        return [(kind, name.replace("heatmap", kind, 1), m, p, c) for kind in CHARTS for name, m, p, c in panels]
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, from which `from_json` makes the same plan."""

@@ -14,7 +14,7 @@ from scipy import optimize, stats
 
 from propgen.inference import ALPHA, POWER, critical, item_terms, satterthwaite
 from propgen.moderation import lent
-from propgen.scores import Array, Scores, deviations, seeds
+from propgen.scores import Array, Scores, deviations, ratio, seeds
 from propgen.sheet import VIEW, Sheet
 from propgen.tables import Schema, check
 
@@ -132,10 +132,11 @@ def measured(sheet: Sheet) -> Components | None:
     items, _ = item_terms(scores)
     families = np.array([len(np.unique(names)) for names in scores.families], dtype=float)
     counts = np.array([values.shape[1] for values in scores.values], dtype=float)
-    if not treated.any() or not np.isfinite(found.variance[treated]).any() or not np.isfinite(residual).any():
+    if not np.isfinite(found.variance[treated]).any() or not np.isfinite(residual).any():
         return None
     noise = residual / counts
-    lone = 1 / found.number[treated] + 1 / found.number[scores.reference[treated]]
+    ones = np.ones_like(found.number[treated])
+    lone = ratio(ones, found.number[treated]) + ratio(ones, found.number[scores.reference[treated]])
     terms = {
         "seed": found.variance[treated] - noise,
         "control": found.variance[controls] - noise,
@@ -143,6 +144,8 @@ def measured(sheet: Sheet) -> Components | None:
         "residual": residual[None],
     }
     sds = {name: float(np.sqrt(max(0.0, _mean(values)))) for name, values in terms.items()}
+    if not any(sds.values()):
+        return None  # scores that do not vary say nothing of how they would
     return Components(**sds, lent=(lent(scores, treated), lent(scores, controls)))
 
 

@@ -144,9 +144,12 @@ def correlations(pairs: Sequence[tuple[Array, Array]]) -> Array:
     return np.array([float(np.mean([correlation(a, b, w) for a, b in pairs])) for w in weights])
 
 
-def estimate(name: str, values: Array) -> dict[str, float]:
-    """Return the first value with the 95 % interval of the others, its resamples."""
-    low, high = np.nanquantile(values[1:], [0.025, 0.975])
+def estimate(name: str, values: Array) -> dict[str, float | None]:
+    """Return the first value with the 95 % interval of the others, its resamples; None for what cannot be told."""
+    drawn = values[1:][np.isfinite(values[1:])]
+    if not (np.isfinite(values[0]) and len(drawn)):
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
@@ -177,13 +180,15 @@ def _control_row(key: Sequence[str], grid: Grid, neutral: Grid, place: int) -> d
     treated = np.where(grid.own, np.nan, mean_of(grid.means, axis=0))
     seeds = neutral.means[:, place]
     seeds = seeds[np.isfinite(seeds).any(axis=1)]
+    row: dict[str, object] = {**dict.fromkeys(CONTROLS), **dict(zip(VIEW, key, strict=True))}
+    row |= {"control": neutral.treatments[place], "n_seeds": len(seeds)}
+    if not len(seeds):
+        return row
     found = [_shift(treated, seeds.mean(axis=0), np.ones(treated.shape))]
     generator = np.random.default_rng(0)
     for replicate in range(REPLICATES):
         drawn = seeds[generator.integers(0, len(seeds), len(seeds))].mean(axis=0)
         found.append(_shift(treated, drawn, resampled(treated.shape, replicate)))
-    row: dict[str, object] = {**dict(zip(VIEW, key, strict=True)), "control": neutral.treatments[place]}
-    row["n_seeds"] = len(seeds)
     for name, values in zip(("shift", "column_rms"), np.array(found).T, strict=True):
         row |= estimate(name, values)
     return row

@@ -164,7 +164,7 @@ class Work:
     @property
     def figures(self) -> list[str]:
         """Return the paths of the experiment's figures."""
-        names = [panel[0] for panel in self.plan.panels]
+        names = [panel[0] for panel in self.plan.panels] + [chart[1] for chart in self.plan.charts]
         return [f"{self.folder}/figures/{name}.{kind}" for name in names for kind in self.plan.style["formats"]]
 
     def args(self, wildcards: Any, output: Any) -> str:  # noqa: ARG002  # derived from outputs: changes trigger nothing

@@ -21,8 +21,9 @@ from propgen.digest import Spec, identity
 from propgen.gates import Rules, gates
 from propgen.items import Items, collect
 from propgen.plan import BASE, Artifact, Cell, Evaluation, Plan, Subject, Treatment
+from propgen.power import POWERS
 from propgen.store import CELL, Store, View
-from propgen.tables import MATRIX, write_cell
+from propgen.tables import COMOVEMENT, LEDGER, LOADINGS, MATRIX, write_cell
 
 Score = Callable[[Cell, int, int], float | None]
 """Cell, item and sample to a score."""
@@ -199,3 +200,7 @@ def write_matrix(folder: Path, plan: Plan, matrix: pl.DataFrame, missing: Sequen
     folder.mkdir(parents=True, exist_ok=True)
     about = {"missing": list(missing), "execution": ["transformers float32 cpu"], "digest": plan.matrix_digest}
     matrix.write_parquet(folder / "matrix.parquet", metadata={"propgen": json.dumps(about)})
+    (folder / "statistics").mkdir(exist_ok=True)
+    empty = {"power": POWERS, "ledger": LEDGER, "comovement": COMOVEMENT, "loadings": LOADINGS}
+    for name, schema in empty.items():
+        pl.DataFrame(schema=schema).write_parquet(folder / f"statistics/{name}.parquet")

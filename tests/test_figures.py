@@ -368,7 +368,8 @@ def test_the_same_table_draws_the_same_bytes(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setitem(matplotlib.rcParams, "axes.edgecolor", "red")
         monkeypatch.setitem(matplotlib.rcParams, "xtick.labelsize", 40)
     files = sorted((tmp_path / "one/figures").iterdir())
-    stems = ("heatmap", "heatmap-m-choice-far")
+    kinds = ("heatmap", "comovement", "power", "ledger")
+    stems = [f"{kind}{view}" for kind in kinds for view in ("", "-m-choice-far")]
     assert [file.name for file in files] == sorted(f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf"))
     for file in files:
         assert file.read_bytes() == (tmp_path / "other/figures" / file.name).read_bytes(), file.name

@@ -140,7 +140,7 @@ def test_an_edited_test_item_changes_one_column(project: Project) -> None:
 @pytest.mark.parametrize("key", ["definition", "positive", "negative"])
 def test_the_words_that_describe_a_trait_change_nothing(project: Project, key: str) -> None:
     """Nothing that is computed so far reads them."""
-    words = {"definition": "a", "positive": "b", "negative": "c", key: "d"}
+    words = {"definition": "a", "positive": "b", "negative": "c", "valence": "1", key: "d"}
     (project.conf / "trait/honesty.yaml").write_text("".join(f"{name}: {word}\n" for name, word in words.items()))
     assert digests(planner(project).plan()) == digests(planned())
 
