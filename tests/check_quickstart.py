@@ -16,8 +16,12 @@ def main(folder: Path) -> None:
     matrix, cells = pl.read_parquet(folder / "matrix.parquet"), pl.read_parquet(folder / "cells.parquet")
     own = matrix.filter(pl.col("trained") == pl.col("evaluated")).select("trained", "effect", "ci_low", "ci_high")
     print(own)
-    assert cells.height == (1 + 2 + 8) * 4, f"{cells.height} cells"
+    assert cells.height == (1 + 2 + 8) * 5, f"{cells.height} cells"
     assert own.height == 4
+    gates = pl.read_parquet(folder / "statistics/gates.parquet")
+    print(gates.select("treatment", "gate", "verdict"))
+    assert set(gates["gate"]) == {"took", "answers", "coherent"}
+    assert (folder / "statistics/summary.md").stat().st_size > 1000
     assert (own["ci_low"] > 0).all(), "an own effect is not clearly positive"
     assert all((folder / f"figures/heatmap.{kind}").stat().st_size > 5000 for kind in ("png", "svg", "pdf"))
 

@@ -134,7 +134,7 @@ def test_a_value_changed_and_changed_back_redraws_and_computes_nothing(finished:
     assert sum(call.startswith("finetune") for call in finished.calls) == 3
     text = finished.snakemake("smoke")
     assert finished.calls == []
-    assert set(jobs(text)) == {"all", "matrix", "statistics", "figures"}
+    assert set(jobs(text)) == {"all", "items", "gates", "matrix", "statistics", "figures"}
 
 
 def test_batch_size_cores_and_device_are_nobodys_business(finished: Checkout) -> None:
@@ -273,7 +273,7 @@ def test_a_second_checkout_on_one_store_only_links(new_checkout: Callable[[str],
 
 def test_the_named_stops_and_snakemakes_own_views_work(finished: Checkout, tmp_path: Path) -> None:
     """Dry run, DAG, report, one core, and stopping at each stage."""
-    for stop in ("datasets", "adapters", "cells", "matrix", "statistics", "figures"):
+    for stop in ("datasets", "adapters", "cells", "items", "gates", "matrix", "statistics", "figures"):
         assert NOTHING in finished.snakemake("smoke", more=(stop,))
     assert "flowchart" in finished.snakemake("smoke", more=("--dag", "mermaid-js"))
     assert NOTHING in finished.snakemake("smoke", more=("-n",))
