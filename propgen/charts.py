@@ -179,6 +179,7 @@ def comovement(table: Frame, loadings: Frame, title: str, style: Style) -> Figur
             axis.axhline(edge, color="0.1", linewidth=2 * scale)
             axis.axvline(edge, color="0.1", linewidth=2 * scale)
     axis.tick_params(length=0, labelsize=SIZE * scale * min(1.0, 12 / max(len(traits), 1)))
+    axis.set_yticks(axis.get_yticks(), traits, rotation=0)
     axis.set_xticks(axis.get_xticks(), traits, rotation=30, ha="right", rotation_mode="anchor")
     return figure
 

@@ -144,7 +144,8 @@ def _off(part: Frame, alpha: float) -> list[str]:
     for row in hits.head(SHOWN).iter_rows(named=True):
         shown = f"{_n(row['effect'])} ({_between(row['fcr_low'], row['fcr_high'])})"
         shrunk = f"drawn together {_n(row['effect_shrunk'])}"
-        lines.append(f"  - {row['trained']} on {row['evaluated']}: {shown}, {shrunk}, q {_n(row['q'])}")
+        name = ".".join(filter(None, (row["trained"], row["variant"])))
+        lines.append(f"  - {name} on {row['evaluated']}: {shown}, {shrunk}, q {_n(row['q'])}")
     if hits.height:
         lines.append("  In brackets: intervals for cells that were picked for being significant (false coverage rate).")
     return lines

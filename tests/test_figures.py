@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
@@ -422,3 +422,11 @@ def test_an_unknown_format_or_palette_is_bad_input(tmp_path: Path, style: Style)
     with pytest.raises(InputError, match=r"jpg.*png, svg, pdf|vlagg.*'vlag'"):
         draw(plan, tmp_path, style)
     assert not (tmp_path / "figures").exists()
+
+
+def test_rows_trained_on_different_sets_of_a_trait_are_told_apart() -> None:
+    """Two rows of one trait show which training set they are."""
+    plan = make_plan(("honesty",))
+    twin = replace(plan.treatments[-1], name="honesty-demonstration-hard", variant="hard")
+    panel = make_panel(replace(plan, treatments=(*plan.treatments, twin)), make_matrix(plan), "m", "contrast", "id")
+    assert list(panel.rows.values()) == ["honesty", "honesty.hard"]
