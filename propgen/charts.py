@@ -151,7 +151,7 @@ def comovement(table: Frame, loadings: Frame, title: str, style: Style) -> Figur
         "another. Order: average linkage on residuals of rows and columns; lines part its clusters. Few rows stand "
         "behind each number, and what all rows share is in it."
     )
-    figure, axes, scale = page(style, "Which traits move together", title, caption, room=Room(below=1.3))
+    figure, axes, scale = page(style, "Which traits move together", title, caption, room=Room(below=1.6))
     axis = axes[0]
     if not np.isfinite(values).any():
         _nothing(axes, "Too few finetunes to correlate.", scale)
@@ -180,7 +180,7 @@ def comovement(table: Frame, loadings: Frame, title: str, style: Style) -> Figur
             axis.axvline(edge, color="0.1", linewidth=2 * scale)
     axis.tick_params(length=0, labelsize=SIZE * scale * min(1.0, 12 / max(len(traits), 1)))
     axis.set_yticks(axis.get_yticks(), traits, rotation=0)
-    axis.set_xticks(axis.get_xticks(), traits, rotation=30, ha="right", rotation_mode="anchor")
+    axis.set_xticks(axis.get_xticks(), traits, rotation=50, ha="right", rotation_mode="anchor")
     return figure
 
 

@@ -147,9 +147,10 @@ def caption(plan: Plan, panel: Panel, about: dict[str, Any]) -> str:
     ]
     if panel.at_most(DETAILED) and table["ci_low"].count():
         sentences.append(f"Brackets: {level} % t interval for new seeds and new items.")
-    if not table.is_empty():
-        items, seeds = _span(table, "n_items", "item"), _span(table, "n_seeds", "seed")
-        sentences.append(f"n: {items}, {seeds} per row, {_span(table, 'n_controls', 'control seed')}.")
+    seen = table.drop_nulls("effect")
+    if not seen.is_empty():
+        items, seeds = _span(seen, "n_items", "item"), _span(seen, "n_seeds", "seed")
+        sentences.append(f"n: {items}, {seeds} per row, {_span(seen, 'n_controls', 'control seed')}.")
         sentences.append(_marks(panel))
     sentences.append("Bottom: what neutral finetuning alone does to the base model.")
     return " ".join([*sentences, *_warnings(table, about)])
@@ -169,7 +170,8 @@ def _marks(panel: Panel) -> str:
 
 def _warnings(table: pl.DataFrame, about: dict[str, Any]) -> list[str]:
     found: list[str] = []
-    if not table.is_empty() and int(table["n_seeds"].min()) < FEW:  # type: ignore[arg-type]
+    seen = table.drop_nulls("effect")
+    if not seen.is_empty() and int(seen["n_seeds"].min()) < FEW:  # type: ignore[arg-type]
         found.append(f"With fewer than {FEW} seeds per row this is exploratory.")
     failed = table.filter(pl.col("gate").str.starts_with(FAILED))
     if names := failed["treatment"].unique(maintain_order=True).to_list():
@@ -177,7 +179,7 @@ def _warnings(table: pl.DataFrame, about: dict[str, Any]) -> list[str]:
     if unscored := table["effect"].null_count() - failed["effect"].null_count():
         found.append(f"{unscored} hatched cells have no number, since no answer of a finetune could be scored.")
     if doubted := table.filter(pl.col("gate").str.starts_with(INCONCLUSIVE))["treatment"].n_unique():
-        found.append(f"{doubted} rows passed no gate beyond doubt.")
+        found.append(f"{doubted} rows are in doubt at a gate.")
     if missing := about.get("missing"):
         found.append(f"{len(missing)} cells of the experiment are missing (hatched, or left out of means).")
     if len(about.get("execution", [])) > 1:

@@ -172,7 +172,11 @@ def correlation(a: Array, b: Array, weights: Array) -> float:
 
 
 def spearman_brown(r: Array, factor: float) -> Array:
-    """Return the reliability of a measurement that is `factor` times as long (Spearman 1910, Brown 1910)."""
+    """Return the reliability of a measurement that is `factor` times as long (Spearman 1910, Brown 1910).
+
+    A negative correlation is chance, and counts as none.
+    """
+    r = np.maximum(r, 0)
     return factor * r / (1 + (factor - 1) * r)
 
 
