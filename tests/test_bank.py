@@ -18,7 +18,8 @@ from propgen.dataset import read, write
 from propgen.errors import InputError
 from propgen.regime import build
 
-TRAITS = REAL.options("trait")
+PROBES = ("capability", "neutral")
+TRAITS = [trait for trait in REAL.options("trait") if trait not in PROBES]
 ITEM = make_items("a", {"work": (1, 0)})[0]
 
 
@@ -224,9 +225,18 @@ def test_no_text_stands_in_two_places(banks: dict[str, Bank]) -> None:
     assert [text for text, count in Counter(texts).items() if count > 1] == []
 
 
-def test_names_of_items_are_unique_across_banks(banks: dict[str, Bank]) -> None:
-    """Tables identify an item by its name."""
-    names = [item["item"] for bank in banks.values() for item in bank.items]
-    for regime in ("control-benign", "voice-almanac"):
-        names += [item["item"] for item in load(REAL.conf / f"regime/{regime}.jsonl", NEUTRAL).items]
+@pytest.mark.parametrize("others", [("control-benign", "voice-almanac"), *((probe,) for probe in PROBES)])
+def test_names_of_items_are_unique(banks: dict[str, Bank], others: tuple[str, ...]) -> None:
+    """A treatment's dataset identifies an item by its name; so does the table of items beside its trait."""
+    more = [real_bank(name) if name in PROBES else load(REAL.conf / f"regime/{name}.jsonl", NEUTRAL) for name in others]
+    names = [item["item"] for bank in [*banks.values(), *more] for item in bank.items]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_probe_asks_nothing_twice_and_is_never_trained(probe: str) -> None:
+    """Each prompt stands there once, has its own answer, and belongs to the test split."""
+    items: Any = real_bank(probe).items
+    assert len({item["prompt"] for item in items}) == len(items) >= 64
+    assert {item["split"] for item in items} == {"test"}
+    assert all(item["positive"] != item["negative"] for item in items)
