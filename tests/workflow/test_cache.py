@@ -194,12 +194,15 @@ def test_an_item_that_is_not_used_changes_nothing(finished: Checkout) -> None:
 
 
 def test_two_experiments_share_what_they_have_in_common(finished: Checkout) -> None:
-    """The quickstart takes over the base model, and finetunes and cells with the same data."""
+    """The quickstart takes over the base model, and finetunes and cells with the same data.
+
+    New are a finetune, the column of its trait for the three others, its own two columns, and a probe for all four.
+    """
     overrides = ("traits=[honesty,sycophancy]", "seeds=[0]", "controls.seeds=[0]", "training.epochs=1")
     finished.snakemake("quickstart", *overrides)
     calls = finished.calls
     assert sum(call.startswith("finetune") for call in calls) == 1
-    assert sum(call.startswith("score") for call in calls) == 2 + 3
+    assert sum(call.startswith("score") for call in calls) == 3 + 2 + 4
     assert not [call for call in calls if call.startswith("model")]
 
 
