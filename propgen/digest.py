@@ -27,8 +27,8 @@ VERSIONS: dict[str, int] = {
     "items": 1,
     "gates": 1,
     "matrix": 2,
-    "statistics": 2,
-    "figures": 2,
+    "statistics": 3,
+    "figures": 3,
 }
 """Version of each stage (and of each protocol of `evaluate`): raise it when the meaning of the code changes, so that
 what the old code made is no longer taken for what the new code would make."""

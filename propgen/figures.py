@@ -19,7 +19,7 @@ from propgen.config import Style
 from propgen.errors import InputError, PropgenError, nearest
 from propgen.gates import FAILED, INCONCLUSIVE
 from propgen.heatmap import ANNOTATED, DETAILED, Panel, heatmap
-from propgen.plan import Plan, Treatment
+from propgen.plan import Plan, row_label
 from propgen.power import POWERS
 from propgen.sheet import VIEW
 from propgen.tables import COMOVEMENT, LEDGER, LOADINGS, MATRIX, check, read_table
@@ -122,16 +122,11 @@ def make_panel(plan: Plan, matrix: pl.DataFrame, model: str, protocol: str, cont
         table=matrix.filter(model=model, protocol=protocol, context=context),
         title=f"{model}{DOT}{protocol}, {context}",
         evaluations=[e for e in plan.evaluations if (e.protocol, e.context) == (protocol, context)],
-        rows={t.name: _label(t) if alike else t.name for t in trained},
+        rows={t.name: row_label(t.trained, t.variant) if alike else t.name for t in trained},
         controls={t.name: t.name for t in plan.treatments if t.control},
         limit=MARGIN * float(largest) if largest else 1.0,  # type: ignore[arg-type]
         alpha=float(plan.analysis["alpha"]),
     )
-
-
-def _label(treatment: Treatment) -> str:
-    """Return a row's trait, with its training set where that has a name."""
-    return ".".join(filter(None, (treatment.trained, treatment.variant)))
 
 
 def caption(plan: Plan, panel: Panel, about: dict[str, Any]) -> str:

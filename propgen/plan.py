@@ -64,6 +64,11 @@ class Treatment:
     dose: float | None = None
 
 
+def row_label(trained: str | None, variant: str | None) -> str:
+    """Return how a row of one regime is called: its trait, with its training set where that has a name."""
+    return ".".join(filter(None, (trained, variant)))
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is evaluated: one finetune of a base model, or the base model (then `digest` is the model's).

@@ -9,7 +9,7 @@ import polars as pl
 
 from propgen.analysis import NONE, OPEN, TINY, TRANSFER
 from propgen.gates import attrition
-from propgen.plan import BASE, Plan
+from propgen.plan import BASE, Plan, row_label
 
 Frame = pl.DataFrame
 DOT = " \u00b7 "
@@ -144,7 +144,7 @@ def _off(part: Frame, alpha: float) -> list[str]:
     for row in hits.head(SHOWN).iter_rows(named=True):
         shown = f"{_n(row['effect'])} ({_between(row['fcr_low'], row['fcr_high'])})"
         shrunk = f"drawn together {_n(row['effect_shrunk'])}"
-        name = ".".join(filter(None, (row["trained"], row["variant"])))
+        name = row_label(row["trained"], row["variant"])
         lines.append(f"  - {name} on {row['evaluated']}: {shown}, {shrunk}, q {_n(row['q'])}")
     if hits.height:
         lines.append("  In brackets: intervals for cells that were picked for being significant (false coverage rate).")

@@ -30,6 +30,13 @@ def planned(*overrides: str) -> Plan:
     return planner(REAL, *overrides).plan()
 
 
+PROBES, TRAITS = (
+    [name for name in REAL.options("trait") if planner(REAL).element("trait", name).probe is probe]
+    for probe in (True, False)
+)
+"""The project's own probes, and its traits."""
+
+
 @cache
 def real_bank(trait: str) -> Bank:
     """Return the bank of one of the project's own traits."""

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 from conftest import copy_project
-from planning import REAL, add_trait, edit_item, real_bank
+from planning import REAL, TRAITS, add_trait, edit_item, real_bank
 
 from propgen.audit import Audit, audit, duplicates, length_auc
 from propgen.bank import Item
 from propgen.cli import main
 from propgen.compose import Project, compose_elements
-
-TRAITS = [trait for trait in REAL.options("trait") if trait not in ("capability", "neutral")]
 
 
 @pytest.fixture(scope="module")

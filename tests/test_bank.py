@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planning import REAL, make_items, real_bank, write_items
+from planning import PROBES, REAL, TRAITS, make_items, real_bank, write_items
 
 from propgen.bank import NEUTRAL, Bank, in_turn, load, messages
 from propgen.config import Data
@@ -18,8 +18,6 @@ from propgen.dataset import read, write
 from propgen.errors import InputError
 from propgen.regime import build
 
-PROBES = ("capability", "neutral")
-TRAITS = [trait for trait in REAL.options("trait") if trait not in PROBES]
 ITEM = make_items("a", {"work": (1, 0)})[0]
 
 
@@ -234,9 +232,12 @@ def test_names_of_items_are_unique(banks: dict[str, Bank], others: tuple[str, ..
 
 
 @pytest.mark.parametrize("probe", PROBES)
-def test_a_probe_asks_nothing_twice_and_is_never_trained(probe: str) -> None:
-    """Each prompt stands there once, has its own answer, and belongs to the test split."""
+def test_a_probe_asks_nothing_twice_and_is_never_trained(banks: dict[str, Bank], probe: str) -> None:
+    """Each prompt stands there once, has its own answer, and belongs to the test split; no bank has it."""
     items: Any = real_bank(probe).items
     assert len({item["prompt"] for item in items}) == len(items) >= 64
     assert {item["split"] for item in items} == {"test"}
     assert all(item["positive"] != item["negative"] for item in items)
+    benign = load(REAL.conf / "regime/control-benign.jsonl", NEUTRAL)
+    asked = {str(item["prompt"]).lower() for bank in [*banks.values(), benign] for item in bank.items}
+    assert not asked & {str(item["prompt"]).lower() for item in items}
